@@ -1,0 +1,164 @@
+"""The chain rule, written once.
+
+With these four a network's hand-derived gradient costs no code beyond its parts. Each layer gets a key
+of its own, split from the network's.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.tree_util import Partial
+
+from jaxnet.layers.layer import Input, Layer, Params, output, split
+
+
+def serial(*layers: Layer) -> Layer:
+    """y = fₙ(… f₂(f₁(x))),  dx = J₁ᵀ J₂ᵀ … Jₙᵀ dy.
+
+    `params` is a tuple with an entry for each layer; `serial()` is the identity.
+    """
+
+    def init(key: Array, x: Input) -> Params:
+        params = []
+        for layer, k in zip(layers, jax.random.split(key, len(layers)), strict=True):
+            params.append(layer.init(k, x))
+            x = output(layer, params[-1], x)
+        return tuple(params)
+
+    def apply(params: Params, x: Array, *, key: Array | None = None) -> Array:
+        for i, (layer, p, k) in enumerate(zip(layers, params, split(key, len(layers)), strict=True)):
+            with jax.named_scope(f"layer{i}"):
+                x = layer.apply(p, x, key=k)
+        return x
+
+    def vjp(params: Params, x: Array, *, key: Array | None = None) -> tuple[Array, Partial]:
+        pullbacks = []
+        for i, (layer, p, k) in enumerate(zip(layers, params, split(key, len(layers)), strict=True)):
+            with jax.named_scope(f"layer{i}"):
+                x, pullback = layer.vjp(p, x, key=k)
+            pullbacks.append(pullback)
+        return x, Partial(_serial_pullback, pullbacks)
+
+    return Layer(init, apply, vjp)
+
+
+def _serial_pullback(pullbacks: list[Any], dx: Array) -> tuple[Params, Array]:
+    dparams = []
+    for pullback in reversed(pullbacks):
+        dp, dx = pullback(dx)
+        dparams.append(dp)
+    return tuple(reversed(dparams)), dx
+
+
+def residual(layer: Layer, shortcut: Layer | None = None) -> Layer:
+    """y = f(x) + s(x),  dx = J_fᵀ dy + J_sᵀ dy, where s is `shortcut` or the identity. (He et al., 2015).
+
+    Raises:
+        ValueError: in `init`, if the two shapes differ.
+    """
+    return parallel(layer, serial() if shortcut is None else shortcut, combine="add")
+
+
+def parallel(*layers: Layer, combine: str = "concatenate", axis: int = -1) -> Layer:
+    """All layers see the same x; their outputs are concatenated along `axis`, or added.
+
+    y = [f₁(x), …, fₙ(x)]  or  Σ fᵢ(x),  dx = Σ Jᵢᵀ dyᵢ.  `params` is a tuple with an entry for each layer.
+
+    Raises:
+        ValueError: for another `combine`, no layer, or, in `init`, outputs that can't be combined.
+    """
+    if combine not in ("concatenate", "add"):
+        raise ValueError(f"parallel's combine must be 'concatenate' or 'add'; got {combine!r}")
+    if not layers:
+        raise ValueError("parallel needs at least one layer; got none")
+
+    def init(key: Array, x: Input) -> Params:
+        params = tuple(f.init(k, x) for f, k in zip(layers, jax.random.split(key, len(layers)), strict=True))
+        shapes = [output(f, p, x).shape for f, p in zip(layers, params, strict=True)]
+        if combine == "add" and len(set(shapes)) > 1:
+            raise ValueError(f"layers to be added must have outputs of one shape; got {shapes}")
+        if combine == "concatenate" and len({_without(shape, axis) for shape in shapes}) > 1:
+            raise ValueError(f"layers to be concatenated must differ along axis {axis} only; got {shapes}")
+        return params
+
+    def apply(params: Params, x: Array, *, key: Array | None = None) -> Array:
+        keys = split(key, len(layers))
+        ys = [f.apply(p, x, key=k) for f, p, k in zip(layers, params, keys, strict=True)]
+        return sum(ys[1:], ys[0]) if combine == "add" else jnp.concatenate(ys, axis)
+
+    def vjp(params: Params, x: Array, *, key: Array | None = None) -> tuple[Array, Partial]:
+        keys = split(key, len(layers))
+        each = [f.vjp(p, x, key=k) for f, p, k in zip(layers, params, keys, strict=True)]
+        ys, pullbacks = [y for y, _ in each], [pullback for _, pullback in each]
+        if combine == "add":
+            return sum(ys[1:], ys[0]), Partial(_parallel_pullback, pullbacks)
+        ends = tuple(sum(y.shape[axis] for y in ys[: i + 1]) for i in range(len(ys) - 1))
+
+        def pullback(pullbacks: list[Any], dy: Array) -> tuple[Params, Array]:
+            return _parallel_pullback(pullbacks, *jnp.split(dy, ends, axis))
+
+        return jnp.concatenate(ys, axis), Partial(pullback, pullbacks)
+
+    return Layer(init, apply, vjp)
+
+
+def _parallel_pullback(pullbacks: list[Any], *dys: Array) -> tuple[Params, Array]:
+    dys = dys if len(dys) == len(pullbacks) else dys * len(pullbacks)  # added: each gets the same dy
+    dparams, dxs = zip(*(pullback(dy) for pullback, dy in zip(pullbacks, dys, strict=True)), strict=True)
+    return dparams, sum(dxs[1:], dxs[0])
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    axis %= len(shape)
+    return shape[:axis] + shape[axis + 1 :]
+
+
+def repeat(layer: Layer, times: int) -> Layer:
+    """y = f(… f(f(x))), each time with parameters of its own, stacked along a leading axis.
+
+    One `jax.lax.scan`: the program, and the time to compile it, don't grow with `times`.
+
+    Raises:
+        ValueError: if `times` < 1 or, in `init`, the layer changes the shape or dtype of x.
+    """
+    if times < 1:
+        raise ValueError(f"repeat needs times ≥ 1; got {times}")
+
+    def init(key: Array, x: Input) -> Params:
+        params = jax.vmap(lambda k: layer.init(k, x))(jax.random.split(key, times))
+        y = output(layer, jax.tree.map(lambda p: p[0], params), x)
+        if (y.shape, y.dtype) != (x.shape, x.dtype):
+            raise ValueError(
+                "repeat needs a layer that keeps the shape and dtype of x; "
+                f"{x.shape} {x.dtype} became {y.shape} {y.dtype}"
+            )
+        return params
+
+    def keys_of(key: Array | None) -> Array | None:
+        return None if key is None else jax.random.split(key, times)
+
+    def apply(params: Params, x: Array, *, key: Array | None = None) -> Array:
+        def body(x: Array, at: tuple[Params, Array | None]) -> tuple[Array, None]:
+            return layer.apply(at[0], x, key=at[1]), None
+
+        return jax.lax.scan(body, x, (params, keys_of(key)), length=times)[0]
+
+    def vjp(params: Params, x: Array, *, key: Array | None = None) -> tuple[Array, Partial]:
+        def body(x: Array, at: tuple[Params, Array | None]) -> tuple[Array, Any]:
+            return layer.vjp(at[0], x, key=at[1])
+
+        y, pullbacks = jax.lax.scan(body, x, (params, keys_of(key)), length=times)
+        return y, Partial(_repeat_pullback, pullbacks)
+
+    return Layer(init, apply, vjp)
+
+
+def _repeat_pullback(pullbacks: Any, dy: Array) -> tuple[Params, Array]:
+    def body(dx: Array, pullback: Any) -> tuple[Array, Params]:
+        dp, dx = pullback(dx)
+        return dx, dp
+
+    dx, dparams = jax.lax.scan(body, dy, pullbacks, reverse=True)
+    return dparams, dx
