@@ -1,0 +1,1 @@
+"""The hardware code: compiled CPU kernels and, for GPU and TPU, Pallas."""
