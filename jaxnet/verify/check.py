@@ -1,0 +1,163 @@
+"""The public checks: is the gradient of this function right?"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxnet.verify import kinks, precision
+from jaxnet.verify.judge import Judged, examine, roads_for
+from jaxnet.verify.report import LeafReport, Report
+from jaxnet.verify.roads import HAND, OWN, REFERENCE, Problem, pose
+
+
+class GradientError(AssertionError):
+    """A gradient that is wrong, or could not be proved right; `report` tells which and where."""
+
+    def __init__(self, report: Report) -> None:
+        """Take the report's table as the message."""
+        super().__init__(f"\n{report}")
+        self.report = report
+
+
+def check_gradients(
+    fn: Callable[..., Any], *args: Any, hand_written: Callable[..., Any] | None = None, seed: int = 0
+) -> Report:
+    r"""Compare four roads to the gradient of `fn` at `args`, leaf by leaf.
+
+    The roads are autodiff of the plain function ("reference": every `custom_jvp` and `custom_vjp` rule
+    left out), `jax.grad` with the function's own rules, a hand-written gradient if there is one, and
+    finite differences in float64. The last judge the others: along random directions u, and at single
+    elements, with D ± err from a Richardson table,
+
+        |⟨g, u⟩ - D| ≤ 10·err + 1e-9·max(|⟨g, u⟩|, |D|) + 1e-12·Σ|g·u|.
+
+    There is no tolerance to choose. A leaf where err is too large to tell is "undecided", which is not ok.
+    The gradient in the leaves' own dtype is held against the one in float64, in machine epsilons:
+    ‖g_own - g‖ ≤ 48·eps·‖g‖ + 16·(change of g when the arguments are perturbed by eps/2).
+
+    Args:
+        fn: any JAX function with a float output. If that is not a real scalar, a random cotangent is used.
+        *args: pytrees. Leaves of float or complex dtype are differentiated, all others held fixed.
+        hand_written: `hand_written(*args)` returns the gradients to be proved: a tuple with one entry per
+            argument, of the argument's tree (None for what cannot be differentiated). Arguments beyond
+            its end have no claim.
+        seed: of the random directions.
+
+    Returns:
+        A `Report`: `.ok`, `.leaves`, `str(report)`, `.to_html(path)`.
+
+    Raises:
+        ValueError: no float output, nothing to differentiate, or `hand_written` disagrees with the
+            arguments' tree or shapes. What `fn` itself raises comes through.
+        TypeError: `hand_written` does not return a tuple.
+
+    Example:
+        >>> report = check_gradients(lambda w, x: jnp.tanh(x @ w).sum(), w, x)
+        >>> report.ok
+        True
+
+    Reference: Griewank and Walther, "Evaluating Derivatives" (2008); Ridders (1982), see differences.py.
+    """
+    began = time.perf_counter()
+    problem = pose(fn, args, hand_written, seed)
+    chosen = list(range(len(problem.arguments.leaves)))
+    roughness = precision.roughness(problem)
+    base = examine(problem, problem.point, roughness, chosen)
+    if not np.isfinite(base.value):
+        problem.remarks.append(f"the function's value is {base.value}: there is no gradient to check")
+    excused = kinks.excuse(problem, base, roughness)
+    own = precision.own_dtype(problem, base.gradients, roughness)
+    reports = [
+        _leaf_report(problem, base.judged[n], base.gradients, excused.get(n), own.get(n), base.value)
+        for n in chosen
+    ]
+    reports += _value_report(problem, base.value)
+    if problem.stops and any(report.state == "fail" for report in reports):
+        problem.remarks.append(
+            "the function has a stop_gradient, through which differences still see: a mismatch may be meant"
+        )
+    title = getattr(fn, "__name__", type(fn).__name__)
+    return Report(title, tuple(reports), tuple(problem.remarks), time.perf_counter() - began)
+
+
+def assert_gradients(
+    fn: Callable[..., Any], *args: Any, hand_written: Callable[..., Any] | None = None, seed: int = 0
+) -> None:
+    """Raise `GradientError`, which holds the report, unless `check_gradients` passes.
+
+    Raises:
+        GradientError: a gradient is wrong or undecided.
+    """
+    report = check_gradients(fn, *args, hand_written=hand_written, seed=seed)
+    if not report.ok:
+        raise GradientError(report)
+
+
+def _leaf_report(
+    problem: Problem,
+    judged: Judged,
+    gradients: Any,
+    excuse: kinks.Excuse | None,
+    own: precision.OwnDtype | None,
+    value: float,
+) -> LeafReport:
+    leaf = problem.arguments.leaves[judged.number]
+    state, verdict, worst = _verdict(problem, judged, gradients, excuse)
+    if not np.isfinite(value):
+        state, verdict = "undecided", "the function's value is not finite"
+    elif state == "pass" and own is not None and own.error > own.bound:
+        state = "fail"
+        verdict = f"WRONG in {leaf.dtype}: {own.road} is {own.error:.3g} eps off, {own.bound:.3g} allowed"
+    roads = roads_for(problem, judged.number, gradients)
+    best = next(r for r in (REFERENCE, OWN, HAND) if r in roads)
+    agreed = max(gap for road, gap in judged.deviations.items() if road != REFERENCE or len(roads) == 1)
+    return LeafReport(
+        name=leaf.name,
+        shape=leaf.shape,
+        dtype=str(leaf.dtype),
+        state=state,
+        norm=float(np.linalg.norm(gradients[best][leaf.part])),
+        deviations={road: judged.deviations.get(road) for road in (REFERENCE, OWN, HAND)},
+        bound=judged.bound if np.isfinite(judged.bound) else None,
+        spread=judged.spread,
+        digits=float(np.clip(-np.log10(max(agreed, 1e-16)), 0, 16)),
+        own_dtype_eps=None if own is None else own.error,
+        own_dtype_bound=None if own is None else own.bound,
+        verdict=verdict,
+        worst=worst,
+    )
+
+
+def _verdict(
+    problem: Problem, judged: Judged, gradients: Any, excuse: kinks.Excuse | None
+) -> tuple[str, str, Any]:
+    wrong = [road for road in (OWN, HAND) if road in judged.wrong]
+    if excuse is not None:
+        return excuse.state, excuse.verdict, excuse.worst
+    if wrong:
+        return "fail", "WRONG: " + kinks.describe(problem, judged, wrong, gradients), judged.worst
+    if judged.disputed:
+        return (
+            "undecided",
+            "the roads differ by more than rounding; differences cannot tell which is right",
+            None,
+        )
+    trusted = REFERENCE in judged.deviations and REFERENCE not in judged.wrong
+    if judged.complete or (judged.decided and trusted):
+        return "pass", "ok", None
+    if judged.negligible:
+        return "pass", "ok: no effect on the value beyond rounding", None
+    return "undecided", "differences are too inexact here to tell", None
+
+
+def _value_report(problem: Problem, value: float) -> list[LeafReport]:
+    """A row of its own if the forward pass of a custom rule returns another value than the function."""
+    if problem.forward is None:
+        return []
+    forward = problem.forward(problem.point)
+    if not np.isfinite(value) or abs(forward - value) <= problem.floor * max(abs(forward), abs(value)):
+        return []
+    verdict = f"WRONG: under jax.grad the function returns {forward:.9g}, without {value:.9g}"
+    return [LeafReport("value", (), "float64", "fail", 0.0, {}, None, None, None, None, None, verdict)]

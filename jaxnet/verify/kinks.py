@@ -1,0 +1,112 @@
+"""Functions that are not smooth at the point, and words for what is wrong with a gradient.
+
+At a kink (relu at exactly 0, two equal maxima) differences converge to the mean of two slopes while the
+right answer is any subgradient. Then (a) the same examination at a point moved by 1e-3 of each element
+judges the formula, and (b) at the point itself every element of the gradient must lie in the interval
+of the gradients at points nearby.
+
+Reference: F. H. Clarke, "Optimization and Nonsmooth Analysis" (1983): the generalized gradient is the
+convex hull of limits of gradients nearby; the interval per element is its bounding box.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxnet.verify.differences import scales
+from jaxnet.verify.judge import Examination, Judged, examine, roads_for
+from jaxnet.verify.report import Worst
+from jaxnet.verify.roads import HAND, OWN, REFERENCE, Problem
+
+_SAMPLES = 24
+
+
+@dataclass(frozen=True)
+class Excuse:
+    """The verdict on a leaf at which the function has a kink."""
+
+    state: str
+    verdict: str
+    worst: Worst | None
+
+
+def excuse(problem: Problem, base: Examination, roughness: np.ndarray) -> dict[int, Excuse]:
+    """Judge again the leaves with a kink at the point whose gradient differs there."""
+    suspects = [
+        n for n, judged in base.judged.items()
+        if judged.kinked and (judged.disputed or judged.wrong - {REFERENCE})
+    ]  # fmt: skip
+    if not suspects:
+        return {}
+    rng = np.random.default_rng(problem.seed & 0xFFFFFFFF)
+    sizes = np.concatenate([scales(problem.point[leaf.part])[1] for leaf in problem.arguments.leaves])
+    moved = problem.point + 1e-3 * sizes * rng.uniform(0.5, 1, sizes.size) * rng.choice(
+        [-1.0, 1.0], sizes.size
+    )
+    again = examine(problem, moved, roughness, suspects)
+    sample = problem.roads.get(REFERENCE) or problem.roads.get(OWN) or problem.roads[HAND]
+    nearby = np.stack([
+        sample(problem.point + 10.0 ** -rng.uniform(6, 8) * sizes * rng.standard_normal(sizes.size))
+        for _ in range(_SAMPLES)
+    ])  # fmt: skip
+    problem.remarks.append(
+        "the function has a kink at this point: formulas were judged at a point moved by 1e-3, and here each "
+        "element must lie between the gradients nearby"
+    )
+    return {n: _excuse(problem, base, again, nearby, n) for n in suspects}
+
+
+def _excuse(
+    problem: Problem, base: Examination, again: Examination, nearby: np.ndarray, number: int
+) -> Excuse:
+    leaf, judged = problem.arguments.leaves[number], again.judged[number]
+    wrong = [road for road in (OWN, HAND) if road in judged.wrong]
+    if wrong:
+        words = describe(problem, judged, wrong, again.gradients)
+        return Excuse("fail", f"WRONG beside the kink too: {words}", judged.worst)
+    if judged.disputed or not (judged.decided or judged.negligible):
+        return Excuse("undecided", "on a kink, and differences beside it are too inexact", None)
+    low, high = nearby[:, leaf.part].min(axis=0), nearby[:, leaf.part].max(axis=0)
+    size = np.abs(nearby[:, leaf.part]).max()
+    for road in roads_for(problem, number, base.gradients):
+        got = base.gradients[road][leaf.part]
+        outside = np.nan_to_num(np.maximum(low - got, got - high), nan=np.inf)
+        if road != REFERENCE and outside.max() > 1e-5 * size:
+            place = int(outside.argmax())
+            nearest = float(np.clip(got[place], low[place], high[place]))
+            worst = Worst(road, leaf.index(place), float(got[place]), nearest)
+            return Excuse("fail", f"WRONG: {road} is no subgradient at the kink", worst)
+    count = int((high - low > 1e-3 * size).sum())
+    return Excuse("pass", f"ok: {count} elements on a kink, a valid subgradient", None)
+
+
+def describe(problem: Problem, judged: Judged, wrong: list[str], gradients: Mapping[str, np.ndarray]) -> str:
+    """Which roads are wrong, at how many elements, and the simplest relation to the right gradient."""
+    leaf = problem.arguments.leaves[judged.number]
+    roads = roads_for(problem, judged.number, gradients)
+    right = next((r for r in (REFERENCE, OWN) if r in roads and r not in judged.wrong), None)
+    names = " and ".join(wrong)
+    got = gradients[wrong[-1]][leaf.part]
+    if not np.isfinite(got).all():
+        return f"{names} not finite at {int((~np.isfinite(got)).sum())} of {got.size}"
+    if right is None:
+        return f"{names} against differences"
+    expected = gradients[right][leaf.part]
+    off = int((np.abs(got - expected) > problem.floor * np.abs(expected).max()).sum())
+    return f"{names} at {off} of {got.size}{_relation(got, expected, leaf.shape)}"
+
+
+def _relation(got: np.ndarray, expected: np.ndarray, shape: tuple[int, ...]) -> str:
+    size = float(np.linalg.norm(expected))
+    if not got.any():
+        return ", zero"
+    if not size:
+        return ", where zero is right"
+    ratio = float(got @ expected) / size**2
+    if np.linalg.norm(got - ratio * expected) <= 1e-7 * abs(ratio) * size:
+        return f", {ratio:.7g} times the right one"
+    square = len(shape) == 2 and shape[0] == shape[1] and got.size == shape[0] ** 2
+    if square and np.linalg.norm(got.reshape(shape).T.reshape(-1) - expected) <= 1e-7 * size:
+        return ", transposed"
+    return ""
