@@ -1,0 +1,21 @@
+"""Training: state, step, loop, checkpoints, report."""
+
+from jaxnet.train.checkpoint import Checkpoints as Checkpoints
+from jaxnet.train.loop import Interrupted as Interrupted
+from jaxnet.train.loop import fit as fit
+from jaxnet.train.metrics import absolute_error as absolute_error
+from jaxnet.train.metrics import accuracy as accuracy
+from jaxnet.train.metrics import binary_accuracy as binary_accuracy
+from jaxnet.train.nonfinite import NonFiniteError as NonFiniteError
+from jaxnet.train.optimizer import adam as adam
+from jaxnet.train.optimizer import adamw as adamw
+from jaxnet.train.report import Report as Report
+from jaxnet.train.report import work_update as work_update
+from jaxnet.train.run import RunFolder as RunFolder
+from jaxnet.train.run import read_metrics as read_metrics
+from jaxnet.train.state import TrainState as TrainState
+from jaxnet.train.state import count as count
+from jaxnet.train.state import init as init
+from jaxnet.train.step import Step as Step
+from jaxnet.train.step import evaluate as evaluate
+from jaxnet.train.step import make_step as make_step

@@ -1,0 +1,121 @@
+"""One training step: forward → loss → backpropagation → update."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxnet.data import Batches
+from jaxnet.layers import Layer
+from jaxnet.layers.layer import Params
+from jaxnet.losses import Loss
+from jaxnet.train.state import TrainState
+
+Metric = Callable[[Array, Array], Array]
+Metrics = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step, `step(state, batch) → (state, metrics)`; made by `make_step`."""
+
+    net: Layer
+    loss: Loss
+    optimizer: optax.GradientTransformation
+    metrics: Mapping[str, Metric]
+    steps: int | None
+    jitted: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+    def __call__(self, state: TrainState, batch: tuple[Array, Array]) -> tuple[TrainState, Metrics]:
+        """Runs it; the buffers of `state` are donated, so the old state can't be used again."""
+        return self.jitted(state, batch)
+
+
+def make_step(
+    net: Layer,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    metrics: Mapping[str, Metric] | None = None,
+    steps: int | None = None,
+) -> Step:
+    """Returns the jitted `step(state, batch) → (state, metrics)`, pure, with the buffers of `state` donated.
+
+    `batch` is `(x, target)`. The loss is the mean of `loss(net.apply(params, x, key=…), target)`, the update
+    w ← w + optimizer(∂L/∂w); `optax.sgd(η)` is the plain rule w ← w − η ∂L/∂w.
+
+    Args:
+        net: the network.
+        loss: one of `losses`, or any function (prediction, target) → values per example.
+        optimizer: any optax transformation, or `train.adamw`.
+        metrics: more values to return beside "loss", such as `{"accuracy": train.accuracy}`.
+        steps: None, or how many steps one call makes (`jax.lax.scan`); batch and metrics then have one axis
+            more, in front. For small networks, whose steps are shorter than the call of one.
+
+    Raises:
+        ValueError: for steps < 1.
+
+    Example:
+        >>> step = train.make_step(net, losses.cross_entropy, optax.adam(1e-3))
+        >>> state, metrics = step(state, (x, y))
+    """
+    if steps is not None and steps < 1:
+        raise ValueError(f"make_step needs steps ≥ 1 or None; got {steps}")
+    metrics = dict(metrics or {})
+
+    def one(state: TrainState, batch: tuple[Array, Array]) -> tuple[TrainState, Metrics]:
+        x, target = batch
+        key = jax.random.fold_in(state.key, state.step)
+
+        def objective(params: Params) -> tuple[Array, Array]:
+            prediction = net.apply(params, x, key=key)
+            return jnp.mean(loss(prediction, target)), prediction
+
+        (value, prediction), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        params, opt_state = _updated(optimizer, grads, state)
+        measured = {name: jnp.mean(metric(prediction, target)) for name, metric in metrics.items()}
+        return TrainState(params, opt_state, state.step + 1, state.key), {"loss": value, **measured}
+
+    def several(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(one, state, batch)
+
+    jitted = jax.jit(one if steps is None else several, donate_argnums=0)
+    return Step(net, loss, optimizer, metrics, steps, jitted)
+
+
+def _updated(optimizer: optax.GradientTransformation, grads: Params, state: TrainState) -> tuple[Params, Any]:
+    fused = getattr(optimizer, "apply", None)  # train.adamw: the update and the addition in one pass
+    if fused is not None:
+        return fused(grads, state.opt_state, state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    return optax.apply_updates(state.params, updates), opt_state
+
+
+def evaluate(net: Layer, params: Params, batches: Batches, metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """Returns the mean of each metric over all examples, in inference (no key).
+
+    Example:
+        >>> train.evaluate(net, params, test, {"loss": losses.cross_entropy, "accuracy": train.accuracy})
+        {'loss': 0.07, 'accuracy': 0.98}
+    """
+    total, examples = dict.fromkeys(metrics, 0.0), 0
+    for x, target in batches:
+        means = _means(net, tuple(metrics.items()))(params, x, target)
+        total = {name: total[name] + float(mean) * len(x) for name, mean in means.items()}
+        examples += len(x)
+    return {name: value / examples for name, value in total.items()}
+
+
+@lru_cache(maxsize=64)
+def _means(net: Layer, metrics: tuple[tuple[str, Metric], ...]) -> Callable[..., Metrics]:
+    @jax.jit
+    def means(params: Params, x: Array, target: Array) -> Metrics:
+        prediction = net.apply(params, x)
+        return {name: jnp.mean(metric(prediction, target)) for name, metric in metrics}
+
+    return means
