@@ -17,9 +17,12 @@ replaced by another. `with using("xla"):` sets the name for all ops traced in a 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import jax
+
+from jaxnet.kernels import ffi
 
 IMPLEMENTATIONS = ("xla", "cpu", "gpu", "tpu", "cudnn")
 _PLATFORM = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}  # implementation -> the platform it is lowered for
@@ -77,3 +80,15 @@ def _check(implementation: str | None) -> None:
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         have = ", ".join(repr(n) for n in IMPLEMENTATIONS)
         raise ValueError(f"implementation must be None or one of {have}; got {implementation!r}")
+
+
+def implementations(op: str) -> dict[str, str | None]:
+    """Returns the implementations written for `op`, each with the reason why it can't run here, or None."""
+    package = f"jaxnet.kernels.{op}"
+    written = [name for name in _PLATFORM if find_spec(package) and find_spec(f"{package}.{name}")]
+    return {"xla": None} | {name: ffi.unavailable() if name == "cpu" else None for name in written}
+
+
+def isa() -> str:
+    """Returns the instruction set of the CPU kernels: `"avx512"`, `"avx2"`, `"baseline"` or `"none"`."""
+    return ffi.isa()

@@ -1,6 +1,7 @@
 """Training: state, step, loop, checkpoints, report."""
 
 from jaxnet.train.checkpoint import Checkpoints as Checkpoints
+from jaxnet.train.gradients import check_gradients as check_gradients
 from jaxnet.train.loop import Interrupted as Interrupted
 from jaxnet.train.loop import fit as fit
 from jaxnet.train.metrics import absolute_error as absolute_error
@@ -10,9 +11,11 @@ from jaxnet.train.nonfinite import NonFiniteError as NonFiniteError
 from jaxnet.train.optimizer import adam as adam
 from jaxnet.train.optimizer import adamw as adamw
 from jaxnet.train.report import Report as Report
+from jaxnet.train.report import WorkedUpdate as WorkedUpdate
 from jaxnet.train.report import work_update as work_update
 from jaxnet.train.run import RunFolder as RunFolder
 from jaxnet.train.run import read_metrics as read_metrics
+from jaxnet.train.run import versions as versions
 from jaxnet.train.state import TrainState as TrainState
 from jaxnet.train.state import count as count
 from jaxnet.train.state import init as init

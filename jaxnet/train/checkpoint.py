@@ -92,7 +92,9 @@ def _digests(folder: Path) -> str:
 
 def _damage(folder: Path, expected: str) -> str:
     """Names the first file that isn't as it was written; empty if all are."""
-    found, written = ({line[66:]: line[:64] for line in text.splitlines()} for text in (_digests(folder), expected))
+    found, written = (
+        {line[66:]: line[:64] for line in text.splitlines()} for text in (_digests(folder), expected)
+    )
     if not written:
         return "its checksums are empty"
     wrong = sorted(name for name in found | written if found.get(name) != written.get(name))

@@ -177,7 +177,9 @@ class _Trainer:
                 place = explain(self.step.net, self.step.loss, state, batch)
                 what = f"the update {at} left the finite numbers; first not finite: {place}"
                 break
-        kept = f"; the checkpoint of step {int(self.good.step)} is kept in {self.folder.path}" if self.folder else ""
+        kept = (
+            f"; the checkpoint of step {int(self.good.step)} is kept in {self.folder.path}" if self.folder else ""
+        )
         raise NonFiniteError(f"{what}{kept}. A smaller learning rate may help")
 
     def _singly(self, first: int, last: int) -> Iterator[tuple[int, Any]]:

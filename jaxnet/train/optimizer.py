@@ -90,8 +90,8 @@ def adamw(
     def init(params: PyTree) -> optax.ScaleByAdamState:
         for path, leaf in jax.tree.leaves_with_path(params):
             if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-                name = jax.tree_util.keystr(path)
-                raise ValueError(f"params must be real floating-point arrays; params{name} is {leaf.dtype}")
+                name, found = jax.tree_util.keystr(path), jnp.result_type(leaf)
+                raise ValueError(f"params must be real floating-point arrays; params{name} is {found}")
         return optax.ScaleByAdamState(
             count=jnp.zeros((), jnp.int32),
             mu=optax.tree.zeros_like(params, dtype=mu_dtype),
@@ -106,10 +106,10 @@ def adamw(
         tree: Any = jax.tree.structure(grads)
         count = optax.safe_increment(state.count)
         out, mu, nu = adamw_step(
-            tree.flatten_up_to(grads),
-            tree.flatten_up_to(state.mu),
-            tree.flatten_up_to(state.nu),
-            None if params is None else tree.flatten_up_to(params),
+            _leaves(tree, grads),
+            _leaves(tree, state.mu),
+            _leaves(tree, state.nu),
+            None if params is None else _leaves(tree, params),
             count,
             learning_rate=_at(learning_rate, state.count),
             b1=b1,
@@ -171,6 +171,11 @@ def adam(
 
 def _at(value: ArrayLike | Schedule, count: jax.Array) -> ArrayLike:
     return value(count) if callable(value) else value
+
+
+def _leaves(tree: Any, values: PyTree) -> list[jax.Array]:
+    """The leaves of `values`, which must have the structure `tree`."""
+    return [jnp.asarray(x) for x in tree.flatten_up_to(values)]
 
 
 def _mask_leaves(mask: PyTree | Callable[[PyTree], PyTree] | None, params: PyTree) -> list[bool]:

@@ -33,7 +33,9 @@ class TrainingProgress:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         """Leaves the last state on the screen."""
         self._bar.stop()
 
@@ -45,6 +47,8 @@ class TrainingProgress:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         shown, head = f"{shown}  {rate:,.0f} examples/s", f"epoch {epoch}/{epochs}"
         self._bar.update(self._task, completed=step, description=head, metrics=shown)
-        if not self._console.is_terminal and (now - self._last_line > _SECONDS_BETWEEN_LINES or step == self._steps):
+        if not self._console.is_terminal and (
+            now - self._last_line > _SECONDS_BETWEEN_LINES or step == self._steps
+        ):
             self._last_line = now
             self._console.print(f"{head}  {shown}", highlight=False, soft_wrap=True)

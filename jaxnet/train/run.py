@@ -70,7 +70,9 @@ class RunFolder:
 def read_metrics(path: str | Path) -> list[Row]:
     """Reads a `metrics.csv`: a dict for each step; None where a metric wasn't measured."""
     with Path(path).open(encoding="utf-8", newline="") as file:
-        return [{name: float(text) if text else None for name, text in row.items()} for row in csv.DictReader(file)]
+        return [
+            {name: float(text) if text else None for name, text in row.items()} for row in csv.DictReader(file)
+        ]
 
 
 def versions() -> dict[str, str]:

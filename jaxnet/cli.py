@@ -1,0 +1,247 @@
+"""The command `jaxnet`, and the frame around an experiment: options, run folder, errors, interruption.
+
+Every error that a user can act on ends with one line on stderr and exit code 2; Ctrl-C with 130.
+"""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import click
+import jax
+from click.core import ParameterSource
+from rich.console import Console
+from rich.table import Table
+
+import jaxnet
+from jaxnet import train
+from jaxnet.ops import dispatch
+
+_OPS = ("linear", "adamw")
+_FREE_ON_RESUME = {"run", "resume", "epochs", "data"}
+
+
+# ----------------------------------------------------------------------------------------- the command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(jaxnet.__version__, prog_name="jaxnet")
+def commands() -> None:
+    """Neural networks as pure functions in JAX, every backward pass written by hand and proved."""
+
+
+@commands.command()
+def info() -> None:
+    """Show what jaxnet runs on, and which kernels are built and would be chosen."""
+    console = Console()
+    for name, value in _facts().items():
+        console.print(f"{name:<10} {value}", highlight=False, soft_wrap=True)
+    table = Table("op", "implementations", "chosen here", "remark")
+    for op in _OPS:
+        found = dispatch.implementations(op)
+        remark = "; ".join(f"{name}: {reason}" for name, reason in found.items() if reason)
+        table.add_row(op, ", ".join(found), _chosen(op), remark)
+    console.print(table)
+
+
+def main() -> None:
+    """Runs the command line."""
+    sys.exit(_guarded(lambda: commands.main(standalone_mode=False)))
+
+
+def _facts() -> dict[str, str]:
+    versions = train.versions()
+    device = jax.devices()[0]
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    kernels = dispatch.implementations("adamw")["cpu"] or f"built, {dispatch.isa()}"
+    return {
+        "jaxnet": f"{versions['jaxnet']} on Python {versions['python']}, jax {versions['jax']}",
+        "platform": f"{device.platform} ({device.device_kind}), {threads} threads",
+        "kernels": f"CPU: {kernels}",
+    }
+
+
+def _chosen(op: str) -> str:
+    found = dispatch.implementations(op)
+    platform = jax.default_backend()
+    return platform if found.get(platform, "not written") is None else "xla"
+
+
+# -------------------------------------------------------------------------------------- an experiment
+
+
+def option(default: Any, help: str, type: Any = None) -> Any:
+    """A field of an experiment's configuration: its default, its `--help` line, and its click type if it has limits."""
+    return field(default=default, metadata={"help": help, "type": type})
+
+
+class WholeNumbers(click.ParamType):
+    """A list such as 128,64; empty is none."""
+
+    name = "whole numbers"
+
+    def convert(self, value: Any, parameter: Any, context: Any) -> tuple[int, ...]:
+        """Parses it."""
+        if isinstance(value, (tuple, list)):
+            return tuple(value)
+        try:
+            return tuple(int(part) for part in value.split(",") if part.strip())
+        except ValueError:
+            self.fail(f"{value!r} is not a list of whole numbers such as 128,64.", parameter, context)
+
+
+POSITIVE = click.IntRange(min=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The options that every experiment has."""
+
+    run: str = option("", "Name of the run, in runs/; by default the script's, numbered if it is taken.")
+    resume: bool = option(
+        False, "Go on with --run, or the script's latest run, with the options it was started with."
+    )
+    seed: int = option(
+        0, "Seed of the split, the parameters, the order of the data and dropout.", click.IntRange(min=0)
+    )
+
+
+def experiment(body: Callable[[Any, Path], None], options: type[RunOptions]) -> None:
+    """Runs `body(config, folder)` as a script: parses `options`, opens the run folder, reports errors.
+
+    `folder` is a new one, or with `--resume` an old one, whose `config.json` then gives the options; one that
+    is set again must have the same value, unless it is among those that don't change the run's result.
+    """
+    script = Path(sys.argv[0])
+
+    def run(**values: Any) -> None:
+        config = options(**values)
+        folder = _folder(config, script.stem)
+        _cache_compilations()
+        console = Console()
+        for name, value in _facts().items():
+            console.print(f"{name:<10} {value}", highlight=False, soft_wrap=True)
+        console.print(f"{'chosen':<10} " + ", ".join(f"{op}: {_chosen(op)}" for op in _OPS), highlight=False)
+        console.print(f"{'run':<10} {folder}\n", highlight=False, soft_wrap=True)
+        try:
+            body(config, folder)
+        except train.Interrupted as stop:
+            again = shlex.join(["python", str(script), "--resume", "--run", folder.name])
+            raise train.Interrupted(f"{stop}. Go on with: {again}") from None
+
+    parameters = [_parameter(f) for f in fields(options)]
+    command = click.Command(
+        script.name,
+        callback=run,
+        params=parameters,
+        help=options.__doc__,
+        context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+    )
+    sys.exit(_guarded(lambda: _main(command, options, script.stem)))
+
+
+def _main(command: click.Command, options: type[RunOptions], name: str) -> Any:
+    with command.make_context(command.name, sys.argv[1:]) as context:
+        if context.params["resume"]:
+            _take_up(context, name)
+        return command.invoke(context)
+
+
+def _take_up(context: click.Context, name: str) -> None:
+    """On `--resume`, replaces the options that weren't given by those that the run was started with."""
+    run = context.params["run"] or _latest(name)
+    config = Path("runs", run, "config.json")
+    if not config.exists():
+        raise FileNotFoundError(f"there is no run to resume in {config.parent}")
+    stored = json.loads(config.read_text(encoding="utf-8"))["options"]
+    context.params["run"] = run
+    for key, value in stored.items():
+        if key in ("run", "resume") or key not in context.params:
+            continue
+        value = tuple(value) if isinstance(value, list) else value
+        given = context.get_parameter_source(key) != ParameterSource.DEFAULT
+        if given and key not in _FREE_ON_RESUME and context.params[key] != value:
+            flag = key.replace("_", "-")
+            raise ValueError(
+                f"--{flag} is {context.params[key]} now, but {config.parent} was started with {value}; "
+                "resume with the same options, or start another run"
+            )
+        if not given:
+            context.params[key] = value
+
+
+def _folder(config: RunOptions, name: str) -> Path:
+    runs = Path("runs")
+    if config.run in (".", "..") or "/" in config.run or os.sep in config.run:
+        raise ValueError(f"--run is a name in runs/, not a path; got {config.run!r}")
+    if config.run:
+        if not config.resume and (runs / config.run).exists():
+            raise FileExistsError(
+                f"runs/{config.run} is there already: go on with it by --resume, or name another --run"
+            )
+        return runs / config.run
+    number = 1
+    while (runs / _numbered(name, number)).exists():
+        number += 1
+    return runs / _numbered(name, number)
+
+
+def _latest(name: str) -> str:
+    number = 1
+    while Path("runs", _numbered(name, number + 1)).exists():
+        number += 1
+    return _numbered(name, number)
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}-{number}"
+
+
+def _parameter(f: Any) -> click.Option:
+    flag = f"--{f.name.replace('_', '-')}"
+    default = f.default if f.default is not MISSING else None
+    if isinstance(default, bool):
+        return click.Option([flag], is_flag=True, default=default, help=f.metadata["help"])
+    kind = f.metadata["type"] or (WholeNumbers() if isinstance(default, tuple) else type(default))
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else bool(default != "")
+    return click.Option([flag], type=kind, default=default, show_default=shown, help=f.metadata["help"])
+
+
+def configuration(config: RunOptions) -> dict[str, Any]:
+    """What `config.json` records of the options."""
+    return asdict(config)
+
+
+def _cache_compilations() -> None:
+    """A second start doesn't compile again."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "jaxnet"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _guarded(action: Callable[[], Any]) -> int:
+    """Runs it and returns the exit code: an error that a user can act on becomes one line."""
+    try:
+        action()
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.UsageError as error:
+        return _complain(error.format_message())
+    except (ValueError, OSError, train.NonFiniteError) as error:
+        return _complain(str(error))
+    except KeyboardInterrupt as stop:
+        print(f"\n{stop or 'interrupted'}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _complain(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
