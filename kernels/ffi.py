@@ -100,15 +100,14 @@ def call(
     Returns:
         The results, in order.
     """
+    kernel = jax.ffi.ffi_call(
+        name,
+        list(results),
+        vmap_method="broadcast_all" if batched else "sequential",
+        input_output_aliases=dict(aliases or {}),
+    )
     # Inside `jax.shard_map` all arguments, and so the results, vary over the same mesh axes.
     varying = [jax.typeof(x).manual_axis_type.varying for x in args]
     axes = frozenset().union(*varying)
     args = tuple(jax.lax.pcast(x, tuple(axes - v), to="varying") for x, v in zip(args, varying, strict=True))
-    axis_type = jax.typeof(args[0]).manual_axis_type
-    kernel = jax.ffi.ffi_call(
-        name,
-        [jax.ShapeDtypeStruct(r.shape, r.dtype, manual_axis_type=axis_type) for r in results],
-        vmap_method="broadcast_all" if batched else "sequential",
-        input_output_aliases=dict(aliases or {}),
-    )
-    return list(kernel(*args, **attributes))
+    return [jax.lax.pcast(y, tuple(axes), to="varying") for y in kernel(*args, **attributes)]

@@ -28,6 +28,8 @@ def unsupported(
                 "gradient, moments and parameter of a leaf must be all float32 or all float64; "
                 f"those of leaf {i} are {found}"
             )
+    if len({jax.typeof(x).manual_axis_type.varying for x in (*grads, *mu, *nu, *params)}) > 1:
+        return "under shard_map all leaves must vary over the same mesh axes, since one call serves them all"
     return None
 
 
