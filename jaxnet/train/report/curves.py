@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat
 
 import numpy as np
 
@@ -62,7 +62,7 @@ def _family(name: str, family: list[Series], axis: str, number: int) -> str:
             _draw(axes, series)
         if _wide(family):
             axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_major_formatter(lambda value, _: _number_text(value, 6))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.xaxis.get_major_locator().set_params(nbins=5)
         axes.set_xlabel(word(0))
@@ -106,4 +106,9 @@ def _wide(family: list[Series]) -> bool:
 
 def _last(series: Series) -> str:
     finite = series.y[np.isfinite(series.y)]
-    return f"{finite[-1]:.4g}" if finite.size else "–"
+    return _number_text(finite[-1], 4) if finite.size else "–"
+
+
+def _number_text(value: SupportsFloat, digits: int) -> str:
+    value = float(value)
+    return (f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.{digits}g}").replace("-", "−")

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, SupportsInt
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -177,9 +177,10 @@ def _confusion(matrix: np.ndarray, classes: list[str]) -> str:
         body += f'<tr><th scope="row">{escape(name)}</th>{cells}{recall}</tr>'
     foot = "".join(f'<td class="sum">{_percent(r, s)}</td>' for r, s in zip(right, said, strict=True))
     total = f'<td class="sum"><b>{_percent(right.sum(), matrix.sum())}</b></td>'
-    long = " long" if max(map(len, classes), default=0) > 3 else ""
+    shape = " long" if n > 4 and max(map(len, classes)) > 3 else ""  # names stand upright
+    shape += " many" if n > 12 else ""
     table = (
-        f'<table class="confusion{long}"><thead><tr><td></td>{head}'
+        f'<table class="confusion{shape}"><thead><tr><td></td>{head}'
         f'<th scope="col" class="sum"><span>recall %</span></th></tr></thead><tbody>{body}</tbody>'
         f'<tfoot><tr><th scope="row" class="sum">precision %</th>{foot}{total}</tr></tfoot></table>'
     )
@@ -201,11 +202,12 @@ def _count(count: int, share: float, hit: bool) -> str:
     """A cell coloured by its share of the row; errors are rare, so a root keeps the small ones visible."""
     if not count:
         return '<td class="none">·</td>'
-    tint = round(6 + 24 * share) if hit else round(12 + 50 * math.sqrt(share))
+    tint = round(6 + 24 * share) if hit else round(10 + 55 * math.sqrt(share))
     return f'<td class="{"hit" if hit else "miss"}" style="--tint:{tint}%">{count:,}</td>'
 
 
-def _percent(part: int, whole: int) -> str:
+def _percent(part: SupportsInt, whole: SupportsInt) -> str:
+    part, whole = int(part), int(whole)
     return ("100" if part == whole else f"{100 * part / whole:.1f}") if whole else "–"
 
 

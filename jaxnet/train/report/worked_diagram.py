@@ -49,7 +49,8 @@ def diagram(update: WorkedUpdate) -> str:
     )
     alt = "The traced neurons of each layer with their activations and errors; thick lines are large weights"
     return (
-        f'<svg class="diagram" role="img" aria-label="{alt}" viewBox="0 0 {width} {bottom + 26:.0f}">'
+        f'<svg class="diagram" role="img" aria-label="{alt}" style="max-width: {1.1 * width:.0f}px" '
+        f'viewBox="0 0 {width} {bottom + 26:.0f}">'
         f"{arrows}{''.join(lines)}{''.join(cells)}</svg>"
         '<figcaption class="note">Lines: thick for large weights, dashed for negative ones.</figcaption>'
     )

@@ -32,7 +32,8 @@ def worked_html(update: WorkedUpdate) -> str:
         f'<h3 class="way">Backward ↑</h3>{backward}'
         f'<h3 class="way">The check</h3><p>All {update.parameters:,} gradients worked by these formulas differ '
         f"from <code>jax.grad</code>’s by at most <b>{short(update.largest_difference)}</b>. After this one step, "
-        f"{rule} for all of them, the loss of the same example goes from <b>{before}</b> to <b>{after}</b>.</p></div>"
+        f"{rule} for all of them, the loss of the same example goes from <b>{before}</b> to <b>{after}</b>.</p>"
+        "</div>"
     )
 
 
@@ -56,8 +57,9 @@ def _rules(update: WorkedUpdate) -> str:
     gradient = '<span class="g">∂<var>L</var>/∂<var>w</var><sub>ij</sub></span>'
     error = {"squared_error": "2 (z − y)"}.get(update.output, "p − y")
     deep = len(update.layers) > 1
+    bias = "" if update.layers[-1].neurons[0].bias is None else f" + {symbol('b', 'w', None, 'j')}"
     rows = [
-        ("forward", f"<var>z</var><sub>j</sub> = ∑<sub>i</sub> {a} {w} + {symbol('b', 'w', None, 'j')}"),
+        ("forward", f"<var>z</var><sub>j</sub> = ∑<sub>i</sub> {a} {w}{bias}"),
         ("", f"{symbol('a', 'a', None, 'j')} = {f}(<var>z</var><sub>j</sub>)" if deep else ""),
         ("output", f"{d} = ∂<var>L</var>/∂<var>z</var><sub>j</sub> = <var>{error}</var>"),
         ("backward", f"{symbol('δ', 'd', None, 'i')} = (∑<sub>j</sub> {w} {d}) · {f}′(<var>z</var><sub>i</sub>)"),
@@ -93,8 +95,8 @@ def _forward(update: WorkedUpdate, n: int) -> str:
     last = n == len(update.layers)
     after = PREDICTION[update.output] if last else update.activation
     cards = "".join(_forward_card(update, n, neuron) for neuron in layer.neurons)
-    entering, leaving = "inputs" if n == 1 else "activations", "outputs" if last else "neurons"
-    size = f"{layer.inputs:,} {entering} → {layer.outputs:,} {leaving}, {escape(after)}"
+    entering, leaving = "inputs" if n == 1 else "activations", "output" if last else "neuron"
+    size = f"{layer.inputs:,} {entering} → {layer.outputs:,} {leaving}{'s' * (layer.outputs > 1)}, {escape(after)}"
     return f'<h4>Layer {n} <span class="note">{size}</span></h4><div class="cards">{cards}</div>'
 
 
@@ -140,7 +142,7 @@ def _terms(weighted: Sum, decimals: int, kind: str, names: Callable[[Term], tupl
         product = number(term.weight * term.value, decimals, sign=True)
         rows += f'<tr><th scope="row">{weight} {value}</th><td>{numbers}</td><td>{product}</td></tr>'
     if weighted.others:
-        label = f"the other {weighted.others:,} term{'s' * (weighted.others > 1)} together"
+        label = "the other term" if weighted.others == 1 else f"the other {weighted.others:,} terms together"
         rest = number(weighted.rest, decimals, sign=True)
         rows += f'<tr class="rest"><th scope="row" colspan="2">{label}</th><td>{rest}</td></tr>'
     return rows

@@ -97,7 +97,7 @@ class WorkedUpdate(NamedTuple):
 def work_update(
     params: Params,
     x: ArrayLike,
-    target: ArrayLike,
+    target: ArrayLike | int | float,
     *,
     activation: tuple[Callable[..., Any], Callable[..., Any]],
     output: str,
@@ -309,7 +309,7 @@ def _check(
         raise ValueError(f"classes must name the {width} outputs, got {len(classes)} names")
 
 
-def _target(target: ArrayLike, outputs: int, output: str) -> np.ndarray:
+def _target(target: ArrayLike | int | float, outputs: int, output: str) -> np.ndarray:
     y = np.asarray(target)
     if output == "cross_entropy" and y.ndim == 0:
         if not (np.issubdtype(y.dtype, np.integer) and 0 <= y < outputs):
