@@ -1,0 +1,37 @@
+# make demo   sets everything up and runs the main job
+# make test   sets everything up and runs the tests
+# PYTHON=python3.12 picks another Python; each has a virtual environment of its own.
+
+PYTHON ?= python3
+VENV   := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
+BIN    := $(VENV)/bin
+
+# An editable install knows the files there were when it was made: a new one, or changed C++, makes it anew.
+SOURCES := pyproject.toml CMakeLists.txt $(shell find kernels -name '*.cc' -o -name '*.h')
+FILES   := $(shell find jaxnet kernels -name '*.py' | sort | cksum | cut -d' ' -f1)
+
+.PHONY: demo test setup lint clean
+demo: setup
+	$(BIN)/python experiments/feedforward_digits.py
+
+test: setup
+	$(BIN)/python -m pytest
+
+setup: $(VENV)/installed-$(FILES)
+
+$(VENV)/installed-$(FILES): $(SOURCES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'error: jaxnet needs Python 3.11 or newer; $(PYTHON) is' "$$($(PYTHON) -V). Name another: make PYTHON=python3.12" >&2; exit 2; }
+	@echo "Setting up $(VENV): a minute or two the first time"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@rm -f $(VENV)/installed-*
+	@touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv .venv-* build dist
