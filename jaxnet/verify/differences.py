@@ -192,7 +192,7 @@ def _ridders(
             best = np.where(least < error, np.take_along_axis(column, pick, 1)[:, 0], best)
             error = np.minimum(error, least)
         bend = np.abs(plus - 2 * centre[:, None] + minus) / steps
-    return Estimate(centre, best, error, _kinks(bend, noise, steps))
+    return Estimate(centre, np.where(np.isfinite(error), best, 0), error, _kinks(bend, noise, steps))
 
 
 def _kinks(bend: np.ndarray, noise: np.ndarray, steps: np.ndarray) -> np.ndarray:

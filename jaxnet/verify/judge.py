@@ -171,9 +171,7 @@ def _judge(
     _compare(problem, result, gradients, roughness)
     wrong = [road for road in (HAND, OWN) if road in result.wrong]
     if wrong:
-        result.worst = _worst(
-            problem, result, wrong[0], gradients, places, misses[wrong[0]], found, table[-1]
-        )
+        result.worst = _worst(problem, result, wrong[0], gradients, places, misses[wrong[0]], found, table[-1])
     return result
 
 
@@ -204,9 +202,7 @@ def _resolve(
         result.negligible |= bool(tiny.all())
 
 
-def _compare(
-    problem: Problem, result: Judged, gradients: Mapping[str, np.ndarray], roughness: np.ndarray
-) -> None:
+def _compare(problem: Problem, result: Judged, gradients: Mapping[str, np.ndarray], roughness: np.ndarray) -> None:
     """Compare, element by element, the roads that differences found nothing against."""
     part = problem.arguments.leaves[result.number].part
     for (first, second), (gap, tolerance) in _gaps(problem, result.number, gradients, roughness).items():

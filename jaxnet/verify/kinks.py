@@ -33,17 +33,21 @@ class Excuse:
 
 def excuse(problem: Problem, base: Examination, roughness: np.ndarray) -> dict[int, Excuse]:
     """Judge again the leaves with a kink at the point whose gradient differs there."""
+
+    def finite(number: int) -> bool:
+        part = problem.arguments.leaves[number].part
+        roads = roads_for(problem, number, base.gradients)
+        return all(np.isfinite(base.gradients[road][part]).all() for road in roads if road != REFERENCE)
+
     suspects = [
         n for n, judged in base.judged.items()
-        if judged.kinked and (judged.disputed or judged.wrong - {REFERENCE})
+        if judged.kinked and (judged.disputed or judged.wrong - {REFERENCE}) and finite(n)
     ]  # fmt: skip
     if not suspects:
         return {}
     rng = np.random.default_rng(problem.seed & 0xFFFFFFFF)
     sizes = np.concatenate([scales(problem.point[leaf.part])[1] for leaf in problem.arguments.leaves])
-    moved = problem.point + 1e-3 * sizes * rng.uniform(0.5, 1, sizes.size) * rng.choice(
-        [-1.0, 1.0], sizes.size
-    )
+    moved = problem.point + 1e-3 * sizes * rng.uniform(0.5, 1, sizes.size) * rng.choice([-1.0, 1.0], sizes.size)
     again = examine(problem, moved, roughness, suspects)
     sample = problem.roads.get(REFERENCE) or problem.roads.get(OWN) or problem.roads[HAND]
     nearby = np.stack([
@@ -57,9 +61,7 @@ def excuse(problem: Problem, base: Examination, roughness: np.ndarray) -> dict[i
     return {n: _excuse(problem, base, again, nearby, n) for n in suspects}
 
 
-def _excuse(
-    problem: Problem, base: Examination, again: Examination, nearby: np.ndarray, number: int
-) -> Excuse:
+def _excuse(problem: Problem, base: Examination, again: Examination, nearby: np.ndarray, number: int) -> Excuse:
     leaf, judged = problem.arguments.leaves[number], again.judged[number]
     wrong = [road for road in (OWN, HAND) if road in judged.wrong]
     if wrong:

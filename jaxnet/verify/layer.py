@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jaxnet.verify.leaves import is_differentiable
 from jaxnet.verify.report import LeafReport, Report
 
 
+@runtime_checkable
 class LayerLike(Protocol):
     """Three pure functions: any object that has them is a layer."""
 
@@ -83,8 +84,8 @@ def _gradients(layer: Any, params: Any, x: Any, key: Any, seed: int) -> Report:
         return total
 
     def hand(params: Any, x: Any) -> tuple[Any, Any]:
-        y, pullback = layer.vjp(params, x, key=key)
-        dparams, dx = pullback(_cotangent(y, seed))
+        y = jax.eval_shape(lambda: layer.apply(params, x, key=key))
+        dparams, dx = layer.vjp(params, x, key=key)[1](_cotangent(y, seed))
         return dparams, dx
 
     return check_gradients(inner, params, x, hand_written=hand, seed=seed)
@@ -106,8 +107,9 @@ def _structure(layer: Any, params: Any, x: Any, key: Any, seed: int) -> list[Lea
 
     @jax.jit
     def run(params: Any, x: Any) -> Any:
+        applied = layer.apply(params, x, key=key)
         y, pullback = layer.vjp(params, x, key=key)
-        return layer.apply(params, x, key=key), y, pullback(_cotangent(y, seed))
+        return applied, y, pullback(_cotangent(applied, seed))
 
     applied, y, (dparams, dx) = run(params, x)
     rows = [_equal_outputs(applied, y)]

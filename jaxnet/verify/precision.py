@@ -28,9 +28,7 @@ def roughness(problem: Problem) -> np.ndarray:
     return np.abs(_changes(problem, problem.eps, 3)).max(axis=0)
 
 
-def own_dtype(
-    problem: Problem, gradients: Mapping[str, np.ndarray], rough: np.ndarray
-) -> dict[int, OwnDtype]:
+def own_dtype(problem: Problem, gradients: Mapping[str, np.ndarray], rough: np.ndarray) -> dict[int, OwnDtype]:
     """Hold the gradient as the caller gets it against the one in float64, leaf by leaf.
 
     ‖g_own - g‖ ≤ 48·eps·‖g‖ + 16·(change of g when the arguments are perturbed by eps/2), and four times

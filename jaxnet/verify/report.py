@@ -113,9 +113,7 @@ class Report:
         rows = [_HEADINGS, *(leaf.row() for leaf in self.leaves)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADINGS))]
         lines = [f"{self.state.upper()}  {self.title}  {self.seconds:.1f} s"]
-        lines += [
-            "  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
-        ]
+        lines += ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines += [f"  worst: {text}" for leaf in self.leaves if (text := leaf.failure())]
         return "\n".join([*lines, *(f"  note: {remark}" for remark in self.remarks)])
 
@@ -134,9 +132,7 @@ class Report:
                 verdict += f"<br><code>{html.escape(failure)}</code>"
             columns = "".join(f"<td>{cell}</td>" for cell in [*cells, verdict])
             body.append(f'<tr class="{leaf.state}">{columns}</tr>')
-        return (
-            f'<table class="gradients"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
-        )
+        return f'<table class="gradients"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write a page that needs no other file. A reader never sees half of it."""
