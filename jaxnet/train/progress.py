@@ -2,7 +2,6 @@
 
 import time
 from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -28,7 +27,7 @@ class TrainingProgress:
         self._steps, self._examples = steps, 0
         self._start = self._last_line = time.monotonic()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "TrainingProgress":
         """Starts the bar."""
         self._bar.start()
         return self
