@@ -80,8 +80,8 @@ def adamw(
         Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019, https://arxiv.org/abs/1711.05101
     """
     _check_range("learning_rate", learning_rate)
-    _check_range("b1", b1, below=1)
-    _check_range("b2", b2, below=1)
+    _check_range("b1", b1, below=1.0)
+    _check_range("b2", b2, below=1.0)
     _check_range("eps", eps)
     _check_range("eps_root", eps_root)
     _check_range("weight_decay", weight_decay)
