@@ -4,7 +4,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-import sysconfig
 import venv
 from pathlib import Path
 
@@ -55,7 +54,7 @@ def use(wheel, folder):
     )
     (site,) = home.glob("**/site-packages")
     # A line of a .pth file adds a folder without reading the .pth files there, such as an editable install's.
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    (site / "dependencies.pth").write_text("\n".join(p for p in sys.path if p.endswith("site-packages")))
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": ""}
     done = subprocess.run(
         [python, "-c", STEP], cwd=folder, env=environment, capture_output=True, text=True, check=False
