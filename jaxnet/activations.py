@@ -238,10 +238,9 @@ def _gelu_derivative(x: Array, approximate: bool) -> Array:
     if not approximate:
         density = jnp.exp(-x * x / 2) * (_GELU_A / 2)  # φ(x); √(2/π)/2 = 1/√(2π)
         return _normal_cdf(x) + x * density
-    s = sigmoid(2 * _GELU_A * (x + _GELU_B * x**3))
-    z = jnp.clip(x, -10, 10)  # beyond, σσ̄ is below 1e-37, and x² must not make 0·∞ of it
+    z = jnp.clip(x, -10, 10)  # beyond, f′ is 0 or 1 to within 1e-35, and x³ must not overflow: 0·∞ is NaN
     u = 2 * _GELU_A * (z + _GELU_B * z**3)
-    return s + z * sigmoid(u) * sigmoid(-u) * 2 * _GELU_A * (1 + 3 * _GELU_B * z**2)
+    return sigmoid(u) + z * sigmoid(u) * sigmoid(-u) * 2 * _GELU_A * (1 + 3 * _GELU_B * z**2)
 
 
 def _normal_cdf(x: Array) -> Array:
