@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from jaxnet.activations import accumulation_dtype, log_softmax, sigmoid, softmax, softplus
@@ -46,12 +47,16 @@ def _loss(
         signature = inspect.signature(f)
         rule: Any = jax.custom_jvp(f, nondiff_argnums=tuple(range(2, len(signature.parameters))))
 
-        @rule.defjvp
+        @partial(rule.defjvp, symbolic_zeros=True)
         def _(*args: Any) -> tuple[Array, Array]:
-            *options, (p, t), (dp, dt) = args
-            dL = derivative(p, t, *options) * dp
-            if jnp.issubdtype(t.dtype, jnp.floating):  # integer labels have no tangent
-                dL = dL + target_derivative(p, t, *options) * dt
+            *options, (p, t), tangents = args
+            # What isn't differentiated has a symbolic zero: a target's derivative may be infinite, and 0·∞ is NaN.
+            terms = [
+                d(p, t, *options) * tangent
+                for d, tangent in zip((derivative, target_derivative), tangents, strict=True)
+                if not isinstance(tangent, SymbolicZero)
+            ]
+            dL = sum(terms, jnp.zeros_like(p))
             return rule(p, t, *options), jnp.sum(dL, -1) if reduces else dL
 
         def public(g: Callable[..., Array]) -> Loss:
@@ -144,6 +149,7 @@ def check_labels(labels: np.ndarray, classes: int, name: str = "labels") -> None
 def _target_distribution(z: Array, labels: Array, label_smoothing: float) -> Array:
     """q = (1 − α) q₀ + α/K, where q₀ is `labels`, or one-hot of them if they are integers."""
     if labels.ndim < z.ndim:
+        labels = labels if labels.dtype.itemsize > 4 else labels.astype(jnp.int32)  # all class numbers must fit
         # An integer label out of range: NaN, rather than the silent zero row of one_hot.
         valid = (labels >= 0) & (labels < z.shape[-1])
         hot = jax.nn.one_hot(labels, z.shape[-1], dtype=z.dtype)
