@@ -47,8 +47,17 @@ class Batches:
 
         With `group`, full batches come `group` at a time along a new first axis, as `make_step(steps=group)`
         takes them; a last, partial batch comes alone.
+
+        Raises:
+            ValueError: unless 0 ≤ start ≤ len(self) and group ≥ 1.
         """
-        order = self._order(epoch)
+        if not 0 <= start <= self._length or (group is not None and group < 1):
+            raise ValueError(
+                f"epoch needs start from 0 to {self._length} and group ≥ 1 or None; got {start} and {group}"
+            )
+        return self._gathered(self._order(epoch), start, group)
+
+    def _gathered(self, order: np.ndarray, start: int, group: int | None) -> Iterator[Batch]:
         full = min(self._length, self.examples // self.batch_size)
         spans = [(i, min(i + (group or 1), full)) for i in range(start, full, group or 1)]
         spans += [(full, self._length)] if start < self._length > full else []

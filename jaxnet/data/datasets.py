@@ -94,7 +94,9 @@ def _find(folder: str | Path | None, name: str, files: list[str], source: str) -
         places = [place / (file + end) for place in (root, root / name) for end in ("", ".gz")]
         path = next((place for place in places if place.is_file()), None)
         if path is None:
-            raise FileNotFoundError(f"{root} has no {file} or {file}.gz, nor has {root / name}; get it from {source}")
+            raise FileNotFoundError(
+                f"{root} has no {file} or {file}.gz, nor has {root / name}; get it from {source}"
+            )
         found.append(path)
     return found
 
