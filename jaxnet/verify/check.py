@@ -8,8 +8,9 @@ import numpy as np
 
 from jaxnet.verify import kinks, precision
 from jaxnet.verify.judge import Judged, examine, roads_for
+from jaxnet.verify.problem import Problem, Rounding, pose
 from jaxnet.verify.report import LeafReport, Report
-from jaxnet.verify.roads import HAND, OWN, REFERENCE, Problem, pose
+from jaxnet.verify.roads import HAND, OWN, REFERENCE
 
 
 class GradientError(AssertionError):
@@ -63,17 +64,17 @@ def check_gradients(
     began = time.perf_counter()
     problem = pose(fn, args, hand_written, seed)
     chosen = list(range(len(problem.arguments.leaves)))
-    roughness = precision.roughness(problem)
-    base = examine(problem, problem.point, roughness, chosen)
+    rounding = precision.rounding(problem)
+    base = examine(problem, problem.point, rounding, chosen)
     if not np.isfinite(base.value):
         problem.remarks.append(f"the function's value is {base.value}: there is no gradient to check")
-    excused = kinks.excuse(problem, base, roughness)
-    own = precision.own_dtype(problem, base.gradients, roughness)
+    excused = kinks.excuse(problem, base, rounding)
+    own = precision.own_dtype(problem, base.gradients, rounding)
     reports = [
         _leaf_report(problem, base.judged[n], base.gradients, excused.get(n), own.get(n), base.value)
         for n in chosen
     ]
-    reports += _value_report(problem, base.value)
+    reports += _value_report(problem, base.value, rounding)
     if problem.stops and any(report.state == "fail" for report in reports):
         problem.remarks.append(
             "the function has a stop_gradient, through which differences still see: a mismatch may be meant"
@@ -152,12 +153,13 @@ def _verdict(
     return "undecided", "differences are too inexact here to tell", None
 
 
-def _value_report(problem: Problem, value: float) -> list[LeafReport]:
+def _value_report(problem: Problem, value: float, rounding: Rounding) -> list[LeafReport]:
     """A row of its own if the forward pass of a custom rule returns another value than the function."""
     if problem.forward is None:
         return []
     forward = problem.forward(problem.point)
-    if not np.isfinite(value) or abs(forward - value) <= problem.floor * max(abs(forward), abs(value)):
+    allowed = problem.floor * max(abs(forward), abs(value)) + 16 * rounding.value
+    if not np.isfinite(value) or abs(forward - value) <= allowed:
         return []
     verdict = f"WRONG: under jax.grad the function returns {forward:.9g}, without {value:.9g}"
     return [LeafReport("value", (), "float64", "fail", 0.0, {}, None, None, None, None, None, verdict)]

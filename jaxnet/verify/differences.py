@@ -51,9 +51,10 @@ class Probes:
 
 @dataclass(frozen=True)
 class Estimate:
-    """For each probe φ at the point, the derivative, its error and the jump of the slope at a kink."""
+    """For each probe φ and its noise, the derivative, its error and the jump of the slope at a kink."""
 
     value: np.ndarray
+    noise: np.ndarray
     derivative: np.ndarray
     error: np.ndarray
     kink: np.ndarray
@@ -138,7 +139,7 @@ def estimate(
     probes: Probes,
     *,
     eps: float,
-    summed: np.ndarray,
+    rounding: np.ndarray,
     scale: np.ndarray,
 ) -> Estimate:
     """Derivatives along `probes`, with all steps for those not converged to 1e-9 of `scale`.
@@ -149,16 +150,15 @@ def estimate(
         table: the directions.
         probes: the lines.
         eps: relative rounding error of the evaluations.
-        summed: change of φ when each element of the leaf moves by its own size, per probe: what the
-            rounding of x + t·u costs.
+        rounding: absolute rounding error besides, per probe, such as that of x + t·u.
         scale: size of derivative that matters, per probe.
     """
     if not len(probes.row):
-        return Estimate(*(np.empty(0) for _ in range(4)))
-    result = _ridders(lines, point, table, probes, eps, summed, STEPS[_FIRST])
+        return Estimate(*(np.empty(0) for _ in range(5)))
+    result = _ridders(lines, point, table, probes, eps, rounding, STEPS[_FIRST])
     rough = ~(10 * result.error <= 1e-9 * np.maximum(scale, np.abs(result.derivative)))
     if rough.any():
-        again = _ridders(lines, point, table, probes[rough], eps, summed[rough], STEPS)
+        again = _ridders(lines, point, table, probes[rough], eps, rounding[rough], STEPS)
         better = again.error < result.error[rough]
         for name in ("derivative", "error"):
             values = getattr(result, name)
@@ -173,12 +173,12 @@ def _ridders(
     table: np.ndarray,
     probes: Probes,
     eps: float,
-    summed: np.ndarray,
+    rounding: np.ndarray,
     steps: np.ndarray,
 ) -> Estimate:
     values = lines(point, table, probes, np.concatenate([[0.0], steps, -steps])).astype(np.float64)
     centre, plus, minus = values[:, 0], values[:, 1 : 1 + len(steps)], values[:, 1 + len(steps) :]
-    noise = eps * (np.abs(centre) + summed)
+    noise = eps * np.abs(centre) + rounding
     with np.errstate(invalid="ignore", over="ignore"):
         column = (plus - minus) / (2 * steps)
         best, error = column[:, -1].copy(), np.full(len(column), np.inf)
@@ -192,7 +192,8 @@ def _ridders(
             best = np.where(least < error, np.take_along_axis(column, pick, 1)[:, 0], best)
             error = np.minimum(error, least)
         bend = np.abs(plus - 2 * centre[:, None] + minus) / steps
-    return Estimate(centre, np.where(np.isfinite(error), best, 0), error, _kinks(bend, noise, steps))
+    # Without a finite error there is no estimate: 0, with an infinite bound.
+    return Estimate(centre, noise, np.where(np.isfinite(error), best, 0), error, _kinks(bend, noise, steps))
 
 
 def _kinks(bend: np.ndarray, noise: np.ndarray, steps: np.ndarray) -> np.ndarray:

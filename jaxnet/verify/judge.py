@@ -12,8 +12,9 @@ import numpy as np
 
 from jaxnet.verify import differences
 from jaxnet.verify.differences import DIRECTIONS, Estimate, Probes
+from jaxnet.verify.problem import Problem, Rounding
 from jaxnet.verify.report import Worst
-from jaxnet.verify.roads import HAND, OWN, REFERENCE, Problem, setting
+from jaxnet.verify.roads import HAND, OWN, REFERENCE, setting
 
 ALL_ELEMENTS = 64  # leaves of up to so many elements are differenced element by element
 _SOME_ELEMENTS = 8
@@ -46,20 +47,20 @@ class Examination:
     value: float
 
 
-def examine(problem: Problem, point: np.ndarray, roughness: np.ndarray, chosen: list[int]) -> Examination:
-    """Judge the `chosen` leaves at `point`; `roughness` is the rounding error of each gradient element."""
+def examine(problem: Problem, point: np.ndarray, rounding: Rounding, chosen: list[int]) -> Examination:
+    """Judge the `chosen` leaves at `point`; `rounding` is how exactly φ and its gradient are known there."""
     gradients = {road: gradient(point) for road, gradient in problem.roads.items()}
     leaves = problem.arguments.leaves
     table = differences.directions(leaves, point, problem.seed)
     probes = differences.join(
-        differences.along_leaves(leaves, chosen), _some_elements(problem, gradients, roughness, chosen)
+        differences.along_leaves(leaves, chosen), _some_elements(problem, gradients, rounding, chosen)
     )
-    found = _differences(problem, point, table, probes, gradients)
+    found = _differences(problem, point, table, probes, gradients, rounding)
     judged = {}
     for number in chosen:
         mine = probes.leaf == number
-        part = Estimate(*(getattr(found, k)[mine] for k in ("value", "derivative", "error", "kink")))
-        judged[number] = _judge(problem, number, table, probes[mine], part, gradients, roughness)
+        part = Estimate(*(getattr(found, k)[mine] for k in ("value", "noise", "derivative", "error", "kink")))
+        judged[number] = _judge(problem, number, table, probes[mine], part, gradients, rounding)
     return Examination(gradients, judged, float(found.value[0]))
 
 
@@ -69,7 +70,7 @@ def roads_for(problem: Problem, number: int, gradients: Mapping[str, np.ndarray]
 
 
 def _some_elements(
-    problem: Problem, gradients: Mapping[str, np.ndarray], roughness: np.ndarray, chosen: list[int]
+    problem: Problem, gradients: Mapping[str, np.ndarray], rounding: Rounding, chosen: list[int]
 ) -> Probes:
     """Every element of small leaves; of large ones first, last, random and the most disputed elements."""
     limit = min(ALL_ELEMENTS, max(_SOME_ELEMENTS, _ELEMENT_BUDGET // len(chosen)))
@@ -83,7 +84,7 @@ def _some_elements(
             mine = np.arange(size)
         else:
             mine = np.concatenate([[0, size - 1], rng.integers(0, size, _SOME_ELEMENTS - 2)])
-            for gap, tolerance in _gaps(problem, number, gradients, roughness).values():
+            for gap, tolerance in _gaps(problem, number, gradients, rounding).values():
                 mine = np.concatenate([mine, np.argsort(gap)[-3:]]) if gap.max() > tolerance else mine
             mine = np.unique(mine)
         numbers += [number] * len(mine)
@@ -92,7 +93,7 @@ def _some_elements(
 
 
 def _gaps(
-    problem: Problem, number: int, gradients: Mapping[str, np.ndarray], roughness: np.ndarray
+    problem: Problem, number: int, gradients: Mapping[str, np.ndarray], rounding: Rounding
 ) -> dict[tuple[str, str], tuple[np.ndarray, float]]:
     """Elementwise differences of each pair of roads, and the difference that means nothing."""
     part = problem.arguments.leaves[number].part
@@ -104,7 +105,7 @@ def _gaps(
             with np.errstate(invalid="ignore"):
                 gap = np.nan_to_num(np.abs(a - b), nan=np.inf)
             size = np.nanmax(np.where(np.isfinite(b), np.abs(b), 0))
-            gaps[first, second] = (gap, problem.floor * float(size) + 16 * float(roughness[part].max()))
+            gaps[first, second] = (gap, problem.floor * float(size) + 16 * float(rounding.gradient[part].max()))
     return gaps
 
 
@@ -114,6 +115,7 @@ def _differences(
     table: np.ndarray,
     probes: Probes,
     gradients: Mapping[str, np.ndarray],
+    rounding: Rounding,
 ) -> Estimate:
     leaves = problem.arguments.leaves
     summed, scale = np.zeros(len(leaves)), np.zeros(len(leaves))
@@ -130,7 +132,7 @@ def _differences(
             table,
             probes,
             eps=problem.eps,
-            summed=summed[probes.leaf],
+            rounding=problem.eps * summed[probes.leaf] + rounding.value,
             scale=scale[probes.leaf],
         )
 
@@ -142,7 +144,7 @@ def _judge(
     probes: Probes,
     found: Estimate,
     gradients: Mapping[str, np.ndarray],
-    roughness: np.ndarray,
+    rounding: Rounding,
 ) -> Judged:
     leaf = problem.arguments.leaves[number]
     result = Judged(number, kinked=bool((found.kink > 0).any()))
@@ -168,7 +170,7 @@ def _judge(
         elif off.any():
             result.disputed = True
         _resolve(problem, result, road, claims, size, bound, found)
-    _compare(problem, result, gradients, roughness)
+    _compare(problem, result, gradients, rounding)
     wrong = [road for road in (HAND, OWN) if road in result.wrong]
     if wrong:
         result.worst = _worst(problem, result, wrong[0], gradients, places, misses[wrong[0]], found, table[-1])
@@ -188,7 +190,7 @@ def _resolve(
     derivative, error = found.derivative[:DIRECTIONS], found.error[:DIRECTIONS]
     scale = np.maximum(np.nan_to_num(size[:DIRECTIONS]), np.abs(derivative))
     decided = bound[:DIRECTIONS] <= problem.resolution * scale
-    tiny = 10 * error <= max(1e-9, 1e3 * problem.eps) * np.abs(found.value[:DIRECTIONS])
+    tiny = 10 * error <= max(1e-9 / problem.eps, 1e3) * found.noise[:DIRECTIONS]
     with np.errstate(divide="ignore", invalid="ignore"):
         gap = np.abs(claims[:DIRECTIONS] - derivative)
         relative = np.where(gap == 0, 0.0, gap / scale)
@@ -202,10 +204,10 @@ def _resolve(
         result.negligible |= bool(tiny.all())
 
 
-def _compare(problem: Problem, result: Judged, gradients: Mapping[str, np.ndarray], roughness: np.ndarray) -> None:
+def _compare(problem: Problem, result: Judged, gradients: Mapping[str, np.ndarray], rounding: Rounding) -> None:
     """Compare, element by element, the roads that differences found nothing against."""
     part = problem.arguments.leaves[result.number].part
-    for (first, second), (gap, tolerance) in _gaps(problem, result.number, gradients, roughness).items():
+    for (first, second), (gap, tolerance) in _gaps(problem, result.number, gradients, rounding).items():
         if first not in result.wrong and second not in result.wrong:
             size = np.abs(gradients[second][part]).max()
             relative = float(gap.max() / size) if size else float(gap.max() > 0)

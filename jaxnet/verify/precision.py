@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from jaxnet.verify.roads import HAND, OWN, Problem
+from jaxnet.verify.problem import Problem, Rounding
+from jaxnet.verify.roads import HAND, OWN
 
 _FLOAT64 = float(np.finfo(np.float64).eps)
 
@@ -20,15 +21,20 @@ class OwnDtype:
     bound: float
 
 
-def roughness(problem: Problem) -> np.ndarray:
-    """For each element of the gradient, its change when the arguments change by one rounding.
+def rounding(problem: Problem) -> Rounding:
+    """Change of φ and of each element of its gradient when the arguments change by one rounding.
 
-    It shows how exactly the gradient is known at all, also where the true value is 0.
+    It shows how exactly they are known at all, also where the true value is 0.
     """
-    return np.abs(_changes(problem, problem.eps, 3)).max(axis=0)
+    value = 0.0
+    if problem.forward is not None:
+        centre = problem.forward(problem.point)
+        values = [problem.forward(point) for point in _perturbed(problem, problem.eps, 3)]
+        value = float(np.nan_to_num(np.abs(np.array(values) - centre), posinf=0).max())
+    return Rounding(value, np.abs(_changes(problem, problem.eps, 3)).max(axis=0))
 
 
-def own_dtype(problem: Problem, gradients: Mapping[str, np.ndarray], rough: np.ndarray) -> dict[int, OwnDtype]:
+def own_dtype(problem: Problem, gradients: Mapping[str, np.ndarray], rounding: Rounding) -> dict[int, OwnDtype]:
     """Hold the gradient as the caller gets it against the one in float64, leaf by leaf.
 
     ‖g_own - g‖ ≤ 48·eps·‖g‖ + 16·(change of g when the arguments are perturbed by eps/2), and four times
@@ -37,11 +43,11 @@ def own_dtype(problem: Problem, gradients: Mapping[str, np.ndarray], rough: np.n
     if not problem.promoted or problem.own_eps <= _FLOAT64:
         return {}
     changes = _changes(problem, problem.own_eps / 2, 4)
-    found = _compare(problem, gradients, rough, changes)
+    found = _compare(problem, gradients, rounding, changes)
     if problem.random and any(own.error > own.bound for own in found.values()):
         # Random numbers may depend on the default dtype: draw those that float64 drew.
         with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-            found = _compare(problem, gradients, rough, changes)
+            found = _compare(problem, gradients, rounding, changes)
         if any(own.error > own.bound for own in found.values()):
             problem.remarks.append(
                 "own dtype: the function draws other random numbers there than in float64; not compared"
@@ -51,7 +57,7 @@ def own_dtype(problem: Problem, gradients: Mapping[str, np.ndarray], rough: np.n
 
 
 def _compare(
-    problem: Problem, gradients: Mapping[str, np.ndarray], rough: np.ndarray, changes: np.ndarray
+    problem: Problem, gradients: Mapping[str, np.ndarray], rounding: Rounding, changes: np.ndarray
 ) -> dict[int, OwnDtype]:
     own = problem.own_dtype()
     found: dict[int, OwnDtype] = {}
@@ -62,7 +68,7 @@ def _compare(
                 continue
             unit = problem.own_eps * (float(np.linalg.norm(exact)) or 1.0)
             allowed = 16 * np.linalg.norm(changes[:, leaf.part], axis=1).max()
-            allowed += 4 * np.linalg.norm(rough[leaf.part]) * problem.own_eps / problem.eps
+            allowed += 4 * np.linalg.norm(rounding.gradient[leaf.part]) * problem.own_eps / problem.eps
             with np.errstate(invalid="ignore", over="ignore"):
                 error = float(np.nan_to_num(np.linalg.norm(gradient[leaf.part] - exact), nan=np.inf)) / unit
             result = OwnDtype(road, error, 48 + float(allowed) / unit)
@@ -71,14 +77,18 @@ def _compare(
     return found
 
 
-def _changes(problem: Problem, amount: float, draws: int) -> np.ndarray:
-    gradient = problem.roads.get(OWN) or problem.roads.get(HAND)
+def _perturbed(problem: Problem, amount: float, draws: int) -> list[np.ndarray]:
     rng = np.random.default_rng(problem.seed & 0xFFFFFFFF)
+    signs = rng.choice([-1.0, 1.0], (draws, problem.point.size))
+    return [problem.point * (1 + amount * row) for row in signs]
+
+
+def _changes(problem: Problem, amount: float, draws: int) -> np.ndarray:
+    """Changes of the gradient under relative perturbations of `amount`, a row per draw."""
+    gradient = problem.roads.get(OWN) or problem.roads.get(HAND)
     if gradient is None:
         return np.zeros((draws, problem.point.size))
-    at_point = gradient(problem.point)
-    rows = [
-        gradient(problem.point * (1 + amount * rng.choice([-1.0, 1.0], problem.point.size))) - at_point
-        for _ in range(draws)
-    ]
-    return np.nan_to_num(np.stack(rows), posinf=0.0, neginf=0.0)
+    centre = gradient(problem.point)
+    with np.errstate(invalid="ignore"):
+        rows = np.stack([gradient(point) - centre for point in _perturbed(problem, amount, draws)])
+    return np.nan_to_num(rows, posinf=0.0, neginf=0.0)

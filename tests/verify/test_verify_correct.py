@@ -231,3 +231,20 @@ def test_two_runs_say_the_same() -> None:
     x = draw(0, 200)
     first, second = (verify.check_gradients(lambda x: jnp.sin(x).sum(), x, seed=3) for _ in range(2))
     assert first.leaves == second.leaves
+
+
+def test_many_kinks_that_add_up() -> None:
+    # Half of the image and the bias are zero: one bias moves hundreds of relus that sit at exactly 0.
+    def fn(kernel: Any, bias: Any, x: Any) -> Any:
+        y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return (jax.nn.relu(y + bias[None, None, None]) ** 2 + jax.nn.relu(y + bias[None, None, None])).mean()
+
+    passes(fn, draw(0, 3, 3, 2, 4), jnp.zeros(4), draw(1, 2, 8, 8, 2).at[:, :4].set(0.0))
+
+
+def test_value_that_is_zero_but_for_rounding() -> None:
+    def fn(x: Any) -> Any:
+        y = (x - x.mean(axis=0)[None]) / jnp.sqrt(x.var(axis=0)[None] + 1e-5)
+        return (y * jnp.arange(4, dtype=y.dtype)[None]).sum()  # each column of y sums to 0
+
+    passes(fn, draw(0, 16, 4))
