@@ -31,17 +31,13 @@ def main(config: Config, folder: Path) -> None:
         (x, y[:, None].astype(np.float32)) for x, y in (cancer.train, cancer.test)
     )
     # The network ends in a logit z; the loss holds the sigmoid, p = σ(z), where both together are stable.
-    net = networks.feedforward(
-        [30, *config.hidden, 1], activation=config.activation, dropout_rate=config.dropout
-    )
+    net = networks.feedforward([30, *config.hidden, 1], activation=config.activation, dropout_rate=config.dropout)
     optimizer = train.adamw(config.learning_rate, weight_decay=config.weight_decay)
     run_key, order_key = jax.random.split(jax.random.key(config.seed))
     batches = data.batches((train_x, train_y), config.batch_size, key=order_key, drop_last=True)
     state = train.init(net, optimizer, run_key, train_x[:1])
 
-    gradients = train.check_gradients(
-        net, losses.binary_cross_entropy, state.params, (train_x[:16], train_y[:16])
-    )
+    gradients = train.check_gradients(net, losses.binary_cross_entropy, state.params, (train_x[:16], train_y[:16]))
     print(gradients, "\n")
 
     test_batches = data.batches((test_x, test_y), len(test_x))

@@ -1,4 +1,4 @@
-"""Handwritten digits, read by a feedforward network: the whole way from the data to a verified, trained network."""
+"""Handwritten digits, read by a feedforward network: from the data to a verified, trained network."""
 
 from dataclasses import dataclass
 from pathlib import Path

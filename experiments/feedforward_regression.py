@@ -34,9 +34,7 @@ def main(config: Config, folder: Path) -> None:
     def standardised(y):  # (n,) -> (n, 1): a network's numbers are best of order 1
         return ((y - mean) / deviation)[:, None].astype(np.float32)
 
-    net = networks.feedforward(
-        [10, *config.hidden, 1], activation=config.activation, dropout_rate=config.dropout
-    )
+    net = networks.feedforward([10, *config.hidden, 1], activation=config.activation, dropout_rate=config.dropout)
     optimizer = train.adamw(config.learning_rate, weight_decay=config.weight_decay)
     run_key, order_key = jax.random.split(jax.random.key(config.seed))
     batches = data.batches((train_x, standardised(train_y)), config.batch_size, key=order_key, drop_last=True)
@@ -78,7 +76,9 @@ def main(config: Config, folder: Path) -> None:
     ]
     report(config, folder, state.params, diabetes, gradients, predictions, scores)
     for score in scores:
-        print(f"{score['model']:<26} R² {score['R²']:6.3f}   mean absolute error {score['mean absolute error']:.1f}")
+        print(
+            f"{score['model']:<26} R² {score['R²']:6.3f}   mean absolute error {score['mean absolute error']:.1f}"
+        )
     print(f"report {folder / 'report.html'}")
 
 
@@ -100,7 +100,12 @@ def report(config, folder, params, diabetes, gradients, predictions, scores) -> 
     page.table("Beside linear regression", scores, "On the test data; the target runs from 25 to 346.")
     page.curves(rows)
     page.scatter(
-        "Predicted and true", diabetes.test[1], predictions["feedforward network"], "true", "predicted", diagonal=True
+        "Predicted and true",
+        diabetes.test[1],
+        predictions["feedforward network"],
+        "true",
+        "predicted",
+        diagonal=True,
     )
     page.html("Is the gradient right?", gradients.table_html())
     page.config(cli.configuration(config) | train.versions())

@@ -1,4 +1,4 @@
-"""The tests run as strictly as a user may: no implicit promotion of dtypes or ranks, x64 only where it is asked for."""
+"""The tests run as strictly as a user may: no implicit promotion of dtypes or ranks."""
 
 import jax
 import pytest

@@ -1,42 +1,26 @@
-"""AdamW's step: ours against optax and PyTorch, in milliseconds, beside the memory's bandwidth.
+"""AdamW's step: jaxnet, optax and PyTorch, beside the memory's bandwidth.
 
-The contenders take turns, in rounds; a round's figure is the median of its repeats and the table has the
-best round of each, since other processes can only make a figure worse.
-
-    python experiments/benchmarks/adamw.py
+python experiments/benchmarks/adamw.py
 """
 
 import argparse
-import os
-import statistics
-import time
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
-from jaxnet.kernels import ffi
 from rich.console import Console
-from rich.table import Table
+from timing import Contender, copy_rate, heading, measure, table
 
-from jaxnet.train.optimizer import adamw
+from jaxnet.train import adamw
 
 WORKLOADS = {
     "5 leaves of 1000 x 1000": [(1000, 1000)] * 5,
     "60 small leaves": [(64, 64), (64,), (64, 256)] * 20,  # twenty small layers
 }
 STREAMS = 7  # each step reads g, m, v, w and writes m, v, w: it can't be faster than moving them
-
-
 LOOP = 20  # steps inside one lax.scan: what the step costs within a compiled program, without the call
-
-
-class Contender(NamedTuple):
-    run: Callable[[], object]  # does `steps` steps and waits for them
-    steps: int = 1
 
 
 def contenders(shapes: list[tuple[int, ...]]) -> dict[str, Contender]:
@@ -71,7 +55,7 @@ def contenders(shapes: list[tuple[int, ...]]) -> dict[str, Contender]:
 
     theirs, ours = optax.adamw(1e-3), adamw(1e-3)
     return {
-        "torch.optim.AdamW(fused=True)": in_torch(),
+        "PyTorch, fused": in_torch(),
         "optax, not donated": in_jax(theirs, donate=False),
         "optax": in_jax(theirs),
         "optax, in a loop": in_jax(theirs, steps=LOOP),
@@ -82,55 +66,19 @@ def contenders(shapes: list[tuple[int, ...]]) -> dict[str, Contender]:
     }
 
 
-def bandwidth(repeats: int) -> float:
-    """GB/s of torch's copy, reading and writing counted; the step writes where it read, which is faster."""
-    source, target = torch.ones(20_000_000), torch.zeros(20_000_000)
-    times = [timed(lambda: target.copy_(source)) for _ in range(5 * repeats)]
-    return 2 * source.nbytes / min(times) / 1e9
-
-
-def timed(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def measure(contenders: dict[str, Contender], rounds: int, repeats: int) -> dict[str, float]:
-    """Seconds a step for each: the best of the rounds' medians."""
-    best = dict.fromkeys(contenders, float("inf"))
-    for _ in range(rounds):
-        for name, (run, steps) in contenders.items():
-            run()  # brings the contender's own buffers and threads back
-            median = statistics.median(timed(run) for _ in range(repeats))
-            best[name] = min(best[name], median / steps)
-    return best
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="PyTorch's; XLA uses all")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
 
     console = Console()
-    console.print(
-        f"jax {jax.__version__}, torch {torch.__version__}, {args.threads} threads, {ffi.isa()} kernels"
-    )
+    heading(console, "optax")
     for workload, shapes in WORKLOADS.items():
-        seconds = measure(contenders(shapes), args.rounds, args.repeats)
+        times = measure(contenders(shapes), args.rounds, args.repeats)
         megabytes = STREAMS * 4 * sum(int(np.prod(s)) for s in shapes) / 1e6
-        table = Table(
-            title=f"{workload}: {megabytes:.1f} MB a step; a copy moves {bandwidth(args.repeats):.1f} GB/s"
-        )
-        table.add_column("")
-        for column in ("ms a step", "GB/s", "optax's time / its", "torch's time / its"):
-            table.add_column(column, justify="right")
-        for name, s in seconds.items():
-            ratios = [seconds[other] / s for other in ("optax", "torch.optim.AdamW(fused=True)")]
-            table.add_row(name, f"{s * 1e3:.3f}", f"{megabytes / s / 1e3:.1f}", *(f"{r:.2f}" for r in ratios))
-        console.print(table)
+        title = f"{workload}: {megabytes:.1f} MB a step, {megabytes / copy_rate():.2f} ms at the rate of a copy"
+        table(console, title, times, ["optax", "PyTorch, fused"])
 
 
 if __name__ == "__main__":

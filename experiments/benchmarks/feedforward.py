@@ -6,6 +6,7 @@ The floor is the arithmetic: three products for each layer but the first, whose 
 """
 
 import argparse
+from itertools import pairwise
 
 import flax.linen as nn
 import jax
@@ -41,7 +42,7 @@ def main() -> None:
         f"jaxnet, {LOOP} steps a call": in_jaxnet(x, y, train.adam(1e-3), steps=LOOP),
     }
     times = measure(contenders, args.rounds, args.repeats)
-    pairs = list(zip(SIZES[:-1], SIZES[1:], strict=True))
+    pairs = list(pairwise(SIZES))
     operations = 2 * BATCH * (3 * sum(a * b for a, b in pairs) - pairs[0][0] * pairs[0][1])
     title = f"784-512-512-10, batch 128, Adam; floor {operations / gemm_rate() / 1e6:.2f} ms"
     table(console, title, times, ["Flax + optax", "Flax + optax, donated", "PyTorch, fused Adam"])
@@ -83,14 +84,14 @@ def in_flax(x: np.ndarray, y: np.ndarray, *, donate: bool) -> Contender:
     jitted = jax.jit(step, donate_argnums=(0, 1) if donate else ())
 
     def run() -> None:
-        *state[:], loss = jax.block_until_ready(jitted(*state, *batch))
+        state[0], state[1], _ = jax.block_until_ready(jitted(*state, *batch))
 
     return Contender(run)
 
 
 def in_torch(x: np.ndarray, y: np.ndarray) -> Contender:
     modules = []
-    for a, b in zip(SIZES[:-1], SIZES[1:], strict=True):
+    for a, b in pairwise(SIZES):
         modules += [torch.nn.Linear(a, b), torch.nn.ReLU()]
     network = torch.nn.Sequential(*modules[:-1])
     optimizer = torch.optim.Adam(network.parameters(), 1e-3, fused=True)

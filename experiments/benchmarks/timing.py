@@ -65,7 +65,9 @@ def copy_rate(repeats: int = 50) -> float:
 def heading(console: Console, *packages: str) -> None:
     """Date, machine, versions, and the rates that a figure is to be read beside."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
+    model = next(
+        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
+    )
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "torch", *packages))
     console.print(
         f"{datetime.date.today()}, {model}, {torch.get_num_threads()} threads, Python "

@@ -19,12 +19,12 @@ class Batches:
         self, arrays: Batch, batch_size: int, *, key: Array | None, drop_last: bool, prefetch: int
     ) -> None:
         """See `batches`."""
-        sizes = {np.shape(a)[0] if np.ndim(a) else None for a in jax.tree.leaves(arrays)}
-        if len(sizes) != 1 or None in sizes:
-            raise ValueError(f"batches needs arrays with one first axis in common; got sizes {sizes or 'none'}")
+        shapes = [np.shape(a) for a in jax.tree.leaves(arrays)]
+        if () in shapes or len({shape[0] for shape in shapes}) != 1:
+            raise ValueError(f"batches needs arrays with one first axis in common; got shapes {shapes}")
         if batch_size < 1 or prefetch < 0:
             raise ValueError(f"batches needs batch_size ≥ 1 and prefetch ≥ 0; got {batch_size} and {prefetch}")
-        (self.examples,) = sizes
+        self.examples = shapes[0][0]
         self.batch_size, self.prefetch = batch_size, prefetch
         self._arrays, self._key = jax.tree.map(np.asarray, arrays), key
         self._length = self.examples // batch_size if drop_last else -(-self.examples // batch_size)

@@ -72,7 +72,7 @@ def mnist(folder: str | Path | None = None, *, flat: bool = True) -> Dataset:
             raise ValueError(f"{path} doesn't hold digits for its images: images {x.shape}, labels {y.shape}")
 
     def scaled(x: np.ndarray) -> np.ndarray:
-        return x.reshape(len(x), -1 if flat else (*x.shape[1:], 1)).astype(np.float32) / 255
+        return x.reshape((len(x), -1) if flat else (*x.shape, 1)).astype(np.float32) / 255
 
     train, test = (scaled(train_x), train_y.astype(np.int32)), (scaled(test_x), test_y.astype(np.int32))
     return Dataset("MNIST", train, test, tuple("0123456789"), "LeCun, Cortes and Burges, 1998")

@@ -1,6 +1,7 @@
 """The feedforward network, or multilayer perceptron. (Rumelhart, Hinton and Williams, 1986)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from jax import Array
 
@@ -46,7 +47,7 @@ def feedforward(
     sizes = tuple(sizes)
     if len(sizes) < 2 or any(not isinstance(n, int) or n < 1 for n in sizes):
         raise ValueError(f"feedforward needs at least two sizes, whole numbers ≥ 1: (in, …, out); got {sizes}")
-    options = {"bias": bias, "weight_init": weight_init, "implementation": implementation}
+    options: dict[str, Any] = {"bias": bias, "weight_init": weight_init, "implementation": implementation}
     stack = []
     for features in sizes[1:-1]:
         stack += [dense(features, activation=activation, **options)]

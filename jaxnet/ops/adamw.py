@@ -164,6 +164,4 @@ def _check_shapes(grads: Leaves, **others: Leaves) -> None:
     shapes = [g.shape for g in grads]
     for name, leaves in others.items():
         if [x.shape for x in leaves] != shapes:
-            raise ValueError(
-                f"{name} must have the shapes of grads, {shapes}; got {[x.shape for x in leaves]}"
-            )
+            raise ValueError(f"{name} must have the shapes of grads, {shapes}; got {[x.shape for x in leaves]}")

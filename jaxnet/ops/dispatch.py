@@ -86,7 +86,7 @@ def implementations(op: str) -> dict[str, str | None]:
     """Returns the implementations written for `op`, each with the reason why it can't run here, or None."""
     package = f"jaxnet.kernels.{op}"
     written = [name for name in _PLATFORM if find_spec(package) and find_spec(f"{package}.{name}")]
-    return {"xla": None} | {name: ffi.unavailable() if name == "cpu" else None for name in written}
+    return {"xla": None, **{name: ffi.unavailable() if name == "cpu" else None for name in written}}
 
 
 def isa() -> str:

@@ -71,8 +71,7 @@ def fit(
     """
     if epochs < 1 or (checkpoint_every is not None and checkpoint_every < 1):
         raise ValueError(f"fit needs epochs ≥ 1, checkpoint_every ≥ 1; got {epochs} and {checkpoint_every}")
-    if not isinstance(batches, Batches):
-        batches = _Listed(batches)
+    source = batches if isinstance(batches, Batches) else _Listed(batches)
     folder = None
     if run is not None:
         folder = RunFolder(run, resume=resume)
@@ -80,7 +79,7 @@ def fit(
         if not folder.checkpoints.steps():
             folder.configure(config or {})
             folder.save(state)
-    trainer = _Trainer(step, batches, epochs, folder, evaluate, checkpoint_every or len(batches), progress)
+    trainer = _Trainer(step, source, epochs, folder, evaluate, checkpoint_every or len(source), progress)
     return trainer.train(state)
 
 
@@ -137,7 +136,8 @@ class _Trainer:
         x, target = batch
         if not x.size:
             raise ValueError(f"a batch must have at least one example; got x of shape {x.shape}")
-        if self.step.loss is losses.cross_entropy and np.issubdtype(target.dtype, np.integer):
+        loss = getattr(self.step.loss, "func", self.step.loss)  # of a partial, as with label smoothing
+        if loss is losses.cross_entropy and np.issubdtype(target.dtype, np.integer):
             one = jax.ShapeDtypeStruct(x.shape[1:] if self.step.steps else x.shape, x.dtype)
             if not hasattr(self, "classes"):
                 self.classes = jax.eval_shape(self.step.net.apply, state.params, one).shape[-1]
@@ -162,7 +162,7 @@ class _Trainer:
             self.folder.save(state)
 
     def _fail(self, failed: int) -> None:
-        """Goes from the last good state to the failing step again, one at a time, and says what went wrong first."""
+        """Goes from the last good state to the failing step again, singly, and says what went wrong first."""
         state, one = _copy(self.good), make_step(self.step.net, self.step.loss, self.step.optimizer)
         what = f"the loss or a parameter became NaN or infinite in step {failed + 1}"
         for number, batch in self._singly(int(state.step), failed):
@@ -186,7 +186,8 @@ class _Trainer:
         number = first
         while number <= last:
             for batch in self.batches.epoch(number // len(self.batches), start=number % len(self.batches)):
-                yield number, batch
+                if number <= last:
+                    yield number, batch
                 number += 1
 
     def _stop_if(self, interrupted: threading.Event, done: int) -> None:
