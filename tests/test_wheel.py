@@ -49,9 +49,7 @@ def use(wheel, folder):
     home = folder / "environment"
     venv.create(home)
     python = home / ("Scripts" if os.name == "nt" else "bin") / "python"
-    subprocess.run(
-        [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", wheel], check=True
-    )
+    subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", wheel], check=True)
     (site,) = home.glob("**/site-packages")
     # A line of a .pth file adds a folder without reading the .pth files there, such as an editable install's.
     (site / "dependencies.pth").write_text("\n".join(p for p in sys.path if p.endswith("site-packages")))

@@ -84,9 +84,7 @@ def test_instruction_set_unknown():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
 def test_same_bits_for_any_number_of_threads(tmp_path):
     # NPROC sets the size of XLA's pool.
-    count = (
-        "import glob, jax; jax.numpy.ones(3).block_until_ready(); names = glob.glob('/proc/self/task/*/comm')"
-    )
+    count = "import glob, jax; jax.numpy.ones(3).block_until_ready(); names = glob.glob('/proc/self/task/*/comm')"
     count += "; print(sum('XLAEigen' in open(n).read() for n in names))"
     results = []
     for threads in ("1", "2", "5"):

@@ -80,7 +80,5 @@ def test_shapes_must_agree(wrong):
     args = [[jnp.ones((2, 3))] for _ in range(4)]
     args[wrong] = [jnp.ones((3, 2))]
     name = ("grads", "mu", "nu", "params")[wrong]
-    with pytest.raises(
-        ValueError, match=rf"{name} must have the shapes of grads, \[\(2, 3\)\]; got \[\(3, 2\)\]"
-    ):
+    with pytest.raises(ValueError, match=rf"{name} must have the shapes of grads, \[\(2, 3\)\]; got \[\(3, 2\)\]"):
         adamw(*args, COUNT, learning_rate=0.1, decayed=[True])

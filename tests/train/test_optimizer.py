@@ -125,9 +125,7 @@ def check_against_optax(option, implementation, form, dtype, eps):
         )
         assert int(state.count) == t
         jax.tree.map(within, params, expected.params, bound)
-        jax.tree.map(
-            within, state.mu, expected.mu, jax.tree.map(lambda m, t=t: 3 * t * eps * m, expected.mu_size)
-        )
+        jax.tree.map(within, state.mu, expected.mu, jax.tree.map(lambda m, t=t: 3 * t * eps * m, expected.mu_size))
         jax.tree.map(within, state.nu, expected.nu, jax.tree.map(lambda v, t=t: 4 * t * eps * v, expected.nu))
 
 
@@ -381,7 +379,5 @@ def test_shapes_must_agree():
 
 def test_kernel_refuses_mu_dtype():
     optimizer = adamw(0.1, mu_dtype="bfloat16", implementation="cpu")
-    with pytest.raises(
-        ValueError, match=r"'cpu' can't serve adamw: .* leaf 0 are float32, bfloat16, float32"
-    ):
+    with pytest.raises(ValueError, match=r"'cpu' can't serve adamw: .* leaf 0 are float32, bfloat16, float32"):
         optimizer.update(small(1), optimizer.init(small()), small())
