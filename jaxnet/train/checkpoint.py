@@ -8,11 +8,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxnet.train.files import write_atomically
+from jaxnet.train.files import ensure_room, remove_temporaries, write_atomically
 from jaxnet.train.state import TrainState
 
 _log = logging.getLogger("jaxnet")
 _KEPT = 3
+_BYTES_BESIDE = 16 * 1024  # what orbax writes beside an array, and more
 
 
 class Checkpoints:
@@ -29,8 +30,10 @@ class Checkpoints:
         self._folder, self._orbax = folder.resolve(), ocp.PyTreeCheckpointer()
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in self._folder.iterdir():
-            if path.is_dir() and path.suffix != ".damaged" and not self._checksums(path).exists():
+            ours = path.name.split(".")[0].isdecimal() and path.suffix != ".damaged"  # not what someone put there
+            if path.is_dir() and ours and not self._checksums(path).exists():
                 shutil.rmtree(path)
+        remove_temporaries(self._folder)
 
     def steps(self) -> list[int]:
         """The steps that there is a checkpoint of, oldest first."""
@@ -45,8 +48,10 @@ class Checkpoints:
         path = self._folder / str(int(state.step))
         if self._checksums(path).exists():
             return  # a run is a function of its configuration: this is the same state
+        arrays = _arrays(state)
         try:
-            self._orbax.save(path, _arrays(state), force=True)
+            ensure_room(self._folder, sum(_BYTES_BESIDE + a.nbytes for a in arrays.values()))
+            self._orbax.save(path, arrays, force=True)
             write_atomically(self._checksums(path), _digests(path))
         except Exception as error:  # orbax and tensorstore raise many types: here they are one thing
             raise OSError(f"the checkpoint {path} wasn't written: {_line(error)}") from error
@@ -128,4 +133,6 @@ def _describe(leaf: tuple[tuple[int, ...], np.dtype] | None) -> str:
 
 def _line(error: Exception) -> str:
     """The first words of an error, on one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
