@@ -24,7 +24,7 @@ $(VENV)/installed-$(FILES): $(SOURCES)
 	  { echo 'error: jaxnet needs Python 3.11 or newer; $(PYTHON) is' "$$($(PYTHON) -V). Name another: make PYTHON=python3.12" >&2; exit 2; }
 	@echo "Setting up $(VENV): a minute or two the first time"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
 	@rm -f $(VENV)/installed-*
 	@touch $@
 

@@ -102,13 +102,13 @@ def worked(config, net, params, x, y) -> train.WorkedUpdate:
     y = y.astype(np.float32)
     gradients = jax.grad(lambda params: losses.binary_cross_entropy(net.apply(params, x), y).sum())(params)
     return train.work_update(
-        [layer for layer in params if layer],  # dropout has no parameters
+        params,
         x,
         y,
         activation=(activations.get(config.activation), activations.derivative(config.activation)),
         output="binary_cross_entropy",
         learning_rate=config.learning_rate,
-        gradients=[layer for layer in gradients if layer],
+        gradients=gradients,
     )
 
 

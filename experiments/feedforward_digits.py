@@ -84,7 +84,7 @@ def report(config, folder, net, params, digits, gradients, test) -> None:
     page.confusion(confusion_matrix(y, said), digits.classes)
     worst = np.argsort(probabilities[np.arange(len(y)), y])[:24]
     page.pictures(
-        "The most wrong",
+        "The most wrong, and the least sure",
         x[worst].reshape(-1, 8, 8),
         [f"is {y[i]}, said {said[i]} ({probabilities[i, said[i]]:.0%})" for i in worst],
     )
@@ -98,13 +98,14 @@ def worked(config, net, params, x, y) -> train.WorkedUpdate:
     """One step of gradient descent on the example that the network gets most wrong, beside jax.grad's numbers."""
     gradients = jax.grad(lambda params: losses.cross_entropy(net.apply(params, x), y))(params)
     return train.work_update(
-        [layer for layer in params if layer],  # dropout has no parameters
+        params,
         x,
         int(y),
         activation=(activations.get(config.activation), activations.derivative(config.activation)),
         output="cross_entropy",
         learning_rate=config.learning_rate,
-        gradients=[layer for layer in gradients if layer],
+        gradients=gradients,
+        picture=x.reshape(8, 8),
     )
 
 

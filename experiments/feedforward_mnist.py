@@ -83,13 +83,29 @@ def report(config, folder, net, params, mnist, gradients, test) -> None:
     page.confusion(confusion_matrix(y, said), mnist.classes)
     worst = np.argsort(probabilities[np.arange(len(y)), y])[:24]
     page.pictures(
-        "The most wrong",
+        "The most wrong, and the least sure",
         x[worst].reshape(-1, 28, 28),
         [f"is {y[i]}, said {said[i]} ({probabilities[i, said[i]]:.0%})" for i in worst],
     )
     page.html("Is the gradient right?", gradients.table_html())
+    page.worked_update(worked(config, net, params, x[worst[0]], y[worst[0]]))
     page.config(cli.configuration(config) | train.versions())
     page.write(folder / "report.html")
+
+
+def worked(config, net, params, x, y) -> train.WorkedUpdate:
+    """One step of gradient descent on the example that the network gets most wrong, beside jax.grad's numbers."""
+    gradients = jax.grad(lambda params: losses.cross_entropy(net.apply(params, x), y))(params)
+    return train.work_update(
+        params,
+        x,
+        int(y),
+        activation=(activations.get(config.activation), activations.derivative(config.activation)),
+        output="cross_entropy",
+        learning_rate=config.learning_rate,
+        gradients=gradients,
+        picture=x.reshape(28, 28),
+    )
 
 
 if __name__ == "__main__":

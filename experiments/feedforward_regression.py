@@ -17,13 +17,13 @@ from jaxnet.cli import POSITIVE, option
 class Config(cli.RunOptions):
     """Train a feedforward network on the diabetes data that ship with scikit-learn, and compare it with a line."""
 
-    hidden: tuple[int, ...] = option((32,), "Widths of the hidden layers.")
-    activation: str = option("tanh", "Activation of the hidden layers.")
-    dropout: float = option(0.0, "Dropout rate after each hidden layer.", FloatRange(0, 1, max_open=True))
+    hidden: tuple[int, ...] = option((64,), "Widths of the hidden layers.")
+    activation: str = option("gelu", "Activation of the hidden layers.")
+    dropout: float = option(0.3, "Dropout rate after each hidden layer.", FloatRange(0, 1, max_open=True))
     epochs: int = option(60, "Passes over the training data.", POSITIVE)
     batch_size: int = option(32, "Examples in a step.", POSITIVE)
     learning_rate: float = option(1e-3, "Step size of AdamW.", FloatRange(min=0))
-    weight_decay: float = option(0.1, "Weight decay of AdamW.", FloatRange(min=0))
+    weight_decay: float = option(1.0, "Weight decay of AdamW.", FloatRange(min=0))
 
 
 def main(config: Config, folder: Path) -> None:
