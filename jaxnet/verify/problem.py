@@ -69,18 +69,7 @@ def pose(
         return lambda v: reduce(fn(*arguments.rebuild(arguments.unpack(v, promoted=promoted), device)))
 
     vector = arguments.vector()
-    promoted = True
-    try:
-        with setting(True):
-            closed = jax.make_jaxpr(phi_of(True))(vector)
-    except Exception as error:  # whatever it raises: in its own dtype the function has just been traced
-        promoted = False
-        remarks.append(
-            f"float64: the function cannot be promoted ({roads.brief(error)}); judged in its own dtype, with "
-            "the noise that has"
-        )
-        with setting(False):
-            closed = jax.make_jaxpr(phi_of(False))(vector)
+    promoted, closed = _trace(phi_of, vector, remarks)
     own_eps = max(leaf.eps for leaf in arguments.leaves)
     eps = max(float(np.finfo(np.float64).eps) if promoted else own_eps, rules.narrowest(closed.jaxpr))
     if promoted and eps > np.finfo(np.float64).eps:
@@ -111,6 +100,22 @@ def pose(
         own_dtype=lambda: roads.own_dtype(fn, reduce, arguments, hand_written),
         remarks=remarks,
     )
+
+
+def _trace(
+    phi_of: Callable[[bool], Callable[[Any], Any]], vector: np.ndarray, remarks: list[str]
+) -> tuple[bool, Any]:
+    """Whether φ can be promoted to float64, and its jaxpr."""
+    try:
+        with setting(True):
+            return True, jax.make_jaxpr(phi_of(True))(vector)
+    except Exception as error:  # whatever it raises: in its own dtype the function has just been traced
+        remarks.append(
+            f"float64: the function cannot be promoted ({roads.brief(error)}); judged in its own dtype, with "
+            "the noise that has"
+        )
+    with setting(False):
+        return False, jax.make_jaxpr(phi_of(False))(vector)
 
 
 def _scalar_of(
