@@ -48,7 +48,7 @@ class Checkpoints:
         path = self._folder / str(int(state.step))
         if self._checksums(path).exists():
             return  # a run is a function of its configuration: this is the same state
-        arrays = _arrays(state)
+        arrays = {name: array for name, array in _arrays(state).items() if array.size}  # orbax refuses empty ones
         try:
             ensure_room(self._folder, sum(_BYTES_BESIDE + a.nbytes for a in arrays.values()))
             self._orbax.save(path, arrays, force=True)
@@ -114,7 +114,9 @@ def _arrays(state: TrainState) -> dict[str, np.ndarray]:
 
 
 def _state(arrays: dict[str, np.ndarray], template: TrainState, path: Path) -> TrainState:
-    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in _arrays(template).items()}
+    wanted = _arrays(template)
+    arrays = arrays | {name: array for name, array in wanted.items() if not array.size}
+    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in wanted.items()}
     found = {name: (leaf.shape, leaf.dtype) for name, leaf in arrays.items()}
     if found != expected:
         name = sorted(name for name in expected | found if expected.get(name) != found.get(name))[0]

@@ -16,10 +16,10 @@ from typing import Any
 import jax
 
 from jaxnet.train.checkpoint import Checkpoints
-from jaxnet.train.files import write_atomically
+from jaxnet.train.files import remove_temporaries, write_atomically
 from jaxnet.train.state import TrainState
 
-Row = dict[str, float | None]
+Row = dict[str, int | float | None]
 _COUNTS = ("step", "epoch")
 
 
@@ -34,12 +34,13 @@ class RunFolder:
             FileNotFoundError: if there is nothing to resume.
         """
         self.path = Path(path)
-        exists = (self.path / "config.json").exists() or (self.path / "checkpoints").exists()
+        exists = (self.path / "config.json").exists() or any(self.path.glob("checkpoints/*"))
         if exists and not resume:
             raise FileExistsError(f"{path} already holds a run: resume it, or give the new one another name")
         if resume and not exists:
             raise FileNotFoundError(f"there is no run to resume in {path}")
         self.checkpoints = Checkpoints(self.path / "checkpoints")
+        remove_temporaries(self.path)
         self.rows: list[Row] = []
 
     def configure(self, options: Mapping[str, Any]) -> None:
@@ -82,7 +83,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found, "platform": jax.default_backend()}
 
 
-def _text(name: str, value: float | None) -> str:
+def _text(name: str, value: int | float | None) -> str:
     if value is None:
         return ""
     return str(int(value)) if name in _COUNTS else f"{value:.3f}" if name == "seconds" else f"{value:.9g}"
