@@ -7,11 +7,10 @@ from jaxnet import losses, verify
 from jaxnet.layers import Layer
 from jaxnet.layers.layer import Params
 from jaxnet.losses import Loss
+from jaxnet.train.step import Batch
 
 
-def check_gradients(
-    net: Layer, loss: Loss, params: Params, batch: tuple[Array, Array], *, seed: int = 0
-) -> verify.Report:
+def check_gradients(net: Layer, loss: Loss, params: Params, batch: Batch, *, seed: int = 0) -> verify.Report:
     """Compares ∂L/∂params and ∂L/∂x of the mean loss over `batch`, leaf by leaf, in float64.
 
     The four roads: autodiff of the plain functions, `jax.grad` as training uses it, the chain of

@@ -19,7 +19,7 @@ from jaxnet.train.nonfinite import NonFiniteError, explain, first_nonfinite
 from jaxnet.train.progress import TrainingProgress
 from jaxnet.train.run import Row, RunFolder
 from jaxnet.train.state import TrainState
-from jaxnet.train.step import Step, make_step
+from jaxnet.train.step import Batch, Step, make_step
 
 Evaluate = Callable[[Any], Mapping[str, float]]
 
@@ -31,7 +31,7 @@ class Interrupted(KeyboardInterrupt):
 def fit(
     state: TrainState,
     step: Step,
-    batches: Batches | Sequence[tuple[Array, Array]],
+    batches: Batches | Sequence[Batch],
     *,
     epochs: int = 1,
     run: str | Path | None = None,
@@ -131,7 +131,7 @@ class _Trainer:
                 self._stop_if(interrupted, done)
         return state
 
-    def _check(self, state: TrainState, batch: tuple[Array, Array]) -> None:
+    def _check(self, state: TrainState, batch: Batch) -> None:
         """What `jit` can't look at: values."""
         x, target = batch
         if not x.size:
@@ -199,7 +199,7 @@ class _Trainer:
 class _Listed:
     """A sequence of batches, the same in each epoch, with the methods of `Batches`."""
 
-    def __init__(self, batches: Sequence[tuple[Array, Array]]) -> None:
+    def __init__(self, batches: Sequence[Batch]) -> None:
         if not len(batches):
             raise ValueError("fit needs at least one batch; got none")
         self.batches = batches
@@ -213,7 +213,7 @@ class _Listed:
             yield some[0] if group is None else jax.tree.map(lambda *arrays: np.stack(arrays), *some)
 
 
-def _examples(batch: tuple[Array, Array], step: Step) -> int:
+def _examples(batch: Batch, step: Step) -> int:
     return batch[0].shape[0] * (batch[0].shape[1] if step.steps else 1)
 
 

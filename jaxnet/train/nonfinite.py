@@ -11,15 +11,16 @@ from jaxnet.layers import Layer
 from jaxnet.layers.layer import Params
 from jaxnet.losses import Loss
 from jaxnet.train.state import TrainState
+from jaxnet.train.step import Batch
 
 
 class NonFiniteError(FloatingPointError):
     """The loss or a parameter became NaN or infinite; the message has the step and the place."""
 
 
-def explain(net: Layer, loss: Loss, state: TrainState, batch: tuple[Array, Array]) -> str:
+def explain(net: Layer, loss: Loss, state: TrainState, batch: Batch) -> str:
     """Names the first input, parameter, activation and gradient that isn't finite in the step from `state`."""
-    x, target = batch
+    x, target = map(jnp.asarray, batch)
     key = jax.random.fold_in(state.key, state.step)
     grads = jax.grad(lambda params: jnp.mean(loss(net.apply(params, x, key=key), target)))(state.params)
     places = {

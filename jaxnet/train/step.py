@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -18,6 +19,7 @@ from jaxnet.train.state import TrainState
 
 Metric = Callable[[Array, Array], Array]
 Metrics = dict[str, Array]
+Batch = tuple[Array | np.ndarray, Array | np.ndarray]  # x, target
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Step:
     steps: int | None
     jitted: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
-    def __call__(self, state: TrainState, batch: tuple[Array, Array]) -> tuple[TrainState, Metrics]:
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Runs it; the buffers of `state` are donated, so the old state can't be used again."""
         return self.jitted(state, batch)
 
@@ -68,8 +70,8 @@ def make_step(
         raise ValueError(f"make_step needs steps ≥ 1 or None; got {steps}")
     metrics = dict(metrics or {})
 
-    def one(state: TrainState, batch: tuple[Array, Array]) -> tuple[TrainState, Metrics]:
-        x, target = batch
+    def one(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        x, target = map(jnp.asarray, batch)
         key = jax.random.fold_in(state.key, state.step)
 
         def objective(params: Params) -> tuple[Array, Array]:
