@@ -6,7 +6,6 @@ Axes: … any leading axes · I features in · O features out.
     y = f(z)           dW = xᵀ dz             db = Σ dz    (sums over all leading axes)
 """
 
-import math
 from functools import partial
 from typing import NamedTuple
 
@@ -109,13 +108,20 @@ def backward(
     dz = dy.astype(accumulation_dtype(x.dtype))
     if activation is not None:
         dz = activations.pullback(activation)(z, dz)
-    rows = math.prod(x.shape[:-1])
-    flat_x, flat_dz = x.reshape(rows, x.shape[-1]), dz.reshape(rows, dz.shape[-1])
-    wide_x, wide_weight = flat_x.astype(dz.dtype), weight.astype(dz.dtype)
-    dx = jnp.matmul(dz, wide_weight.T)
-    dweight = jnp.matmul(wide_x.T, flat_dz)
-    dbias = None if bias is None else jnp.sum(flat_dz, 0).astype(bias.dtype)
-    return dx.astype(x.dtype), dweight.astype(weight.dtype), dbias
+    leading = tuple(range(x.ndim - 1))
+    # Sums over a sharded axis can lie on the devices in several ways: a gradient lies as its argument does.
+    dx = jnp.matmul(dz, weight.astype(dz.dtype).T, out_sharding=jax.typeof(x).sharding)
+    dweight = jax.lax.dot_general(
+        x.astype(dz.dtype), dz, ((leading, leading), ((), ())), out_sharding=jax.typeof(weight).sharding
+    )
+    dbias = None if bias is None else _like(jnp.sum(dz, leading), bias)
+    return _like(dx, x), _like(dweight, weight), dbias
+
+
+def _like(gradient: Array, argument: Array) -> Array:
+    """The gradient in its argument's dtype; inside `shard_map`, summed over the devices that share it."""
+    g, a = (jax.typeof(array).manual_axis_type.varying for array in (gradient, argument))
+    return (jax.lax.psum(gradient, tuple(g - a)) if g - a else gradient).astype(argument.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
