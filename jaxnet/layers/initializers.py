@@ -12,13 +12,22 @@ An initializer is a function `(key, shape, dtype) → array`; fan-in is the seco
 """
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jax import Array
 from jax.nn import initializers
+from jax.typing import DTypeLike
+
+from jaxnet.activations import accumulation_dtype
 
 Initializer = Callable[..., Array]
+
+
+def _orthogonal(key: Array, shape: Sequence[int], dtype: DTypeLike) -> Array:
+    # The decomposition behind it knows no half precision.
+    return initializers.orthogonal()(key, shape, accumulation_dtype(dtype)).astype(dtype)
+
 
 _NAMES: dict[str, Initializer] = {
     "glorot_uniform": initializers.glorot_uniform(),
@@ -27,7 +36,7 @@ _NAMES: dict[str, Initializer] = {
     "he_normal": initializers.he_normal(),
     "lecun_uniform": initializers.lecun_uniform(),
     "lecun_normal": initializers.lecun_normal(),
-    "orthogonal": initializers.orthogonal(),
+    "orthogonal": _orthogonal,
     "zeros": initializers.zeros,
     "ones": initializers.ones,
 }

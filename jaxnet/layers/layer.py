@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax import Array
 
 Params = Any  # a pytree of named arrays
-Input = Array | jax.ShapeDtypeStruct
+Input = Array | np.ndarray | jax.ShapeDtypeStruct
 
 
 class Layer(NamedTuple):
