@@ -46,7 +46,8 @@ def _first_activation(net: Layer, params: Params, x: Array, key: Array) -> str |
     """Evaluates the network as a list of equations, with each result as an output."""
     program = jax.make_jaxpr(lambda params, x: net.apply(params, x, key=key))(params, x)
     steps = [e for e in program.jaxpr.eqns if e.outvars and not isinstance(e.outvars[0], jax.extend.core.DropVar)]
-    tapped = program.jaxpr.replace(outvars=[e.outvars[0] for e in steps], debug_info=None)
+    unnamed = program.jaxpr.debug_info._replace(result_paths=None)  # the names are those of other results
+    tapped = program.jaxpr.replace(outvars=[e.outvars[0] for e in steps], debug_info=unnamed)
     results = jax.extend.core.jaxpr_as_fun(program.replace(jaxpr=tapped))(*jax.tree.leaves((params, x)))
     for step, result in zip(steps, results, strict=True):
         if first_nonfinite(result) is not None:
