@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -29,10 +30,13 @@ _FREE_ON_RESUME = {"run", "resume", "epochs", "data"}
 # ----------------------------------------------------------------------------------------- the command
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(jaxnet.__version__, prog_name="jaxnet")
-def commands() -> None:
+@click.pass_context
+def commands(context: click.Context) -> None:
     """Neural networks as pure functions in JAX, every backward pass written by hand and proved."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @commands.command()
@@ -76,7 +80,7 @@ def _chosen(op: str) -> str:
 
 
 def option(default: Any, help: str, type: Any = None) -> Any:
-    """A field of an experiment's configuration: its default, its `--help` line, and its click type if it has limits."""
+    """A field of an experiment's configuration: its default, `--help` line, and click type if it has limits."""
     return field(default=default, metadata={"help": help, "type": type})
 
 
@@ -90,9 +94,12 @@ class WholeNumbers(click.ParamType):
         if isinstance(value, (tuple, list)):
             return tuple(value)
         try:
-            return tuple(int(part) for part in value.split(",") if part.strip())
+            numbers = tuple(int(part) for part in value.split(",") if part.strip())
         except ValueError:
             self.fail(f"{value!r} is not a list of whole numbers such as 128,64.", parameter, context)
+        if not all(0 < number < 2**31 for number in numbers):
+            self.fail(f"{value!r} is not a list of whole numbers from 1 to {2**31 - 1}.", parameter, context)
+        return numbers
 
 
 POSITIVE = click.IntRange(min=1)
@@ -107,7 +114,7 @@ class RunOptions:
         False, "Go on with --run, or the script's latest run, with the options it was started with."
     )
     seed: int = option(
-        0, "Seed of the split, the parameters, the order of the data and dropout.", click.IntRange(min=0)
+        0, "Seed of the split, the parameters, the order of the data and dropout.", click.IntRange(0, 2**32 - 1)
     )
 
 
@@ -131,10 +138,10 @@ def experiment(body: Callable[[Any, Path], None], options: type[RunOptions]) -> 
         try:
             body(config, folder)
         except train.Interrupted as stop:
-            again = shlex.join(["python", str(script), "--resume", "--run", folder.name])
-            raise train.Interrupted(f"{stop}. Go on with: {again}") from None
+            again = ["python", str(script), "--resume", "--run", folder.name, *_changed_on_resume(values)]
+            raise train.Interrupted(f"{stop}. Go on with: {shlex.join(again)}") from None
 
-    parameters = [_parameter(f) for f in fields(options)]
+    parameters: list[click.Parameter] = [_parameter(f) for f in fields(options)]
     command = click.Command(
         script.name,
         callback=run,
@@ -158,7 +165,10 @@ def _take_up(context: click.Context, name: str) -> None:
     config = Path("runs", run, "config.json")
     if not config.exists():
         raise FileNotFoundError(f"there is no run to resume in {config.parent}")
-    stored = json.loads(config.read_text(encoding="utf-8"))["options"]
+    try:
+        stored = json.loads(config.read_text(encoding="utf-8"))["options"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{config} is not as an experiment wrote it: it has no options in JSON") from None
     context.params["run"] = run
     for key, value in stored.items():
         if key in ("run", "resume") or key not in context.params:
@@ -175,12 +185,19 @@ def _take_up(context: click.Context, name: str) -> None:
             context.params[key] = value
 
 
+def _changed_on_resume(values: dict[str, Any]) -> list[str]:
+    """The options of a resumed run that its `config.json` hasn't, as they were given."""
+    source = click.get_current_context().get_parameter_source
+    given = [name for name in ("epochs", "data") if name in values and source(name) == ParameterSource.COMMANDLINE]
+    return [f"--{name}={values[name]}" for name in given] if values["resume"] else []
+
+
 def _folder(config: RunOptions, name: str) -> Path:
     runs = Path("runs")
     if config.run in (".", "..") or "/" in config.run or os.sep in config.run:
         raise ValueError(f"--run is a name in runs/, not a path; got {config.run!r}")
     if config.run:
-        if not config.resume and (runs / config.run).exists():
+        if not config.resume and (runs / config.run / "config.json").exists():
             raise FileExistsError(
                 f"runs/{config.run} is there already: go on with it by --resume, or name another --run"
             )
@@ -208,8 +225,8 @@ def _parameter(f: Any) -> click.Option:
     if isinstance(default, bool):
         return click.Option([flag], is_flag=True, default=default, help=f.metadata["help"])
     kind = f.metadata["type"] or (WholeNumbers() if isinstance(default, tuple) else type(default))
-    shown = ",".join(map(str, default)) if isinstance(default, tuple) else bool(default != "")
-    return click.Option([flag], type=kind, default=default, show_default=shown, help=f.metadata["help"])
+    default = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    return click.Option([flag], type=kind, default=default, show_default=default != "", help=f.metadata["help"])
 
 
 def configuration(config: RunOptions) -> dict[str, Any]:
@@ -224,6 +241,8 @@ def _cache_compilations() -> None:
         jax.config.update("jax_compilation_cache_dir", str(home / "jaxnet"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    # Where it can't be written, the disk being full, say, there is simply none.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
 
 
 def _guarded(action: Callable[[], Any]) -> int:
@@ -236,8 +255,14 @@ def _guarded(action: Callable[[], Any]) -> int:
         return _complain(error.format_message())
     except (ValueError, OSError, train.NonFiniteError) as error:
         return _complain(str(error))
-    except KeyboardInterrupt as stop:
-        print(f"\n{stop or 'interrupted'}", file=sys.stderr)
+    except MemoryError as error:
+        return _complain(f"not enough memory: {error}")
+    except jax.errors.JaxRuntimeError as error:
+        if not str(error).startswith("RESOURCE_EXHAUSTED"):
+            raise
+        return _complain(f"not enough memory: {error}")
+    except (KeyboardInterrupt, click.Abort) as stop:  # click turns the first into the second
+        print(f"\n{str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
     return 0
 
