@@ -73,3 +73,21 @@ def test_an_epoch_left_early_leaves_no_thread():
 def test_errors(arrays, options, message):
     with pytest.raises(ValueError, match=message):
         data.batches(arrays, **({"batch_size": 5} | options))
+
+
+@pytest.mark.parametrize("options", [{"start": -1}, {"start": 6}, {"group": 0}, {"group": -2}], ids=str)
+def test_an_epoch_that_cannot_be(options):
+    with pytest.raises(ValueError, match="start from 0 to 5 and group ≥ 1 or None; got"):
+        data.batches((X, Y), 5).epoch(0, **options)
+
+
+def test_an_epoch_taken_up_at_its_end_is_empty():
+    assert list(data.batches((X, Y), 5).epoch(0, start=5)) == []
+
+
+def test_batches_are_a_tree_of_the_same_form_and_dtype():
+    tree = {"x": X, "more": [Y.astype(np.int8), X.astype(np.float16)]}
+    for prefetch in (0, 2):
+        one = next(iter(data.batches(tree, 4, prefetch=prefetch)))
+        assert jax.tree.structure(one) == jax.tree.structure(tree)
+        assert [leaf.dtype for leaf in jax.tree.leaves(one)] == [leaf.dtype for leaf in jax.tree.leaves(tree)]
