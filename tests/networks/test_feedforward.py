@@ -87,3 +87,24 @@ def test_an_input_that_does_not_fit():
         ValueError, match=r"feedforward\(\[7, 6, 3\]\) needs x \(…, 7\); got \(5, 28, 28\).*flatten"
     ):
         net.init(KEY, jnp.zeros((5, 28, 28)))
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+def test_it_equals_the_network_of_flax_in_values_and_all_gradients(activation, x64):
+    nn = pytest.importorskip("flax.linen", reason="Flax is only compared with: pip install '.[peers]'")
+    f = getattr(nn, activation)
+    theirs = nn.Sequential([nn.Dense(6), f, nn.Dense(5), f, nn.Dense(3)])
+    net, x = networks.feedforward([7, 6, 5, 3], activation=activation), X.astype(jnp.float64)
+    params = net.init(KEY, x)
+
+    def apply(params, x):
+        named = {f"layers_{2 * i}": {"kernel": p["weight"], "bias": p["bias"]} for i, p in enumerate(params)}
+        return theirs.apply({"params": named}, x)
+
+    expected, pullback = jax.vjp(apply, params, x)
+    dy = jax.random.normal(jax.random.key(3), expected.shape, expected.dtype)
+    y, by_hand = net.vjp(params, x)
+    found = y, by_hand(dy), jax.vjp(net.apply, params, x)[1](dy)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), found, (expected, pullback(dy), pullback(dy))
+    )
