@@ -16,7 +16,9 @@ from jaxnet.ops.linear import _check, backward, forward, linear, linear_vjp, ref
 
 ACTIVATIONS = [None, *sorted(activations._NAMES), partial(activations.leaky_relu, negative_slope=0.2)]
 ACTIVATIONS += [partial(activations.elu, alpha=1.5), partial(activations.gelu, approximate=False)]
-every_activation = pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+every_activation = pytest.mark.parametrize(
+    "activation", ACTIVATIONS, ids=lambda a: f"{a.func.__name__}{a.keywords}" if isinstance(a, partial) else str(a)
+)
 every_shape = pytest.mark.parametrize(
     ("leading", "features", "out"),
     [((), 3, 2), ((5,), 3, 4), ((2, 3), 7, 5), ((1,), 1, 1), ((13,), 17, 1), ((0,), 3, 2), ((2, 0), 3, 2)],
