@@ -46,6 +46,7 @@ WHOLE = idx_bytes(np.ones((3, 4), "u1"))
         (gzip.compress(WHOLE)[:-6], "is a damaged gzip file"),
         (gzip.compress(WHOLE)[:-8] + b"12345678", "is a damaged gzip file"),
     ],
+    ids=["cut by a byte", "a byte more", "cut header", "no IDX", "empty", "cut gzip", "changed gzip"],
 )
 def test_a_damaged_idx_file_is_named(tmp_path, content, message):
     path = tmp_path / "train-images"
