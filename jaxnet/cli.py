@@ -84,6 +84,9 @@ def option(default: Any, help: str, type: Any = None) -> Any:
     return field(default=default, metadata={"help": help, "type": type})
 
 
+_LARGEST = 2**24  # XLA dies of an array whose bytes 64 bits can't count; one that is only too large, it refuses
+
+
 class WholeNumbers(click.ParamType):
     """A list such as 128,64; empty is none."""
 
@@ -97,8 +100,8 @@ class WholeNumbers(click.ParamType):
             numbers = tuple(int(part) for part in value.split(",") if part.strip())
         except ValueError:
             self.fail(f"{value!r} is not a list of whole numbers such as 128,64.", parameter, context)
-        if not all(0 < number < 2**31 for number in numbers):
-            self.fail(f"{value!r} is not a list of whole numbers from 1 to {2**31 - 1}.", parameter, context)
+        if not all(0 < number <= _LARGEST for number in numbers):
+            self.fail(f"{value!r} is not a list of whole numbers from 1 to {_LARGEST}.", parameter, context)
         return numbers
 
 
