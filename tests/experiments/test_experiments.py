@@ -1,0 +1,134 @@
+"""The experiments as a user runs them: processes of their own, in an empty folder."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from jaxnet import train
+
+FOLDER = Path(__file__).parents[2] / "experiments"
+EXPERIMENTS = sorted(path.stem for path in FOLDER.glob("*.py"))
+WITHOUT_FILES = ["feedforward_cancer", "feedforward_digits", "feedforward_regression"]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Runs an experiment in one folder, with one compilation cache that is empty at first."""
+    cwd = tmp_path_factory.mktemp("somewhere")
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cwd / "cache"), "COLUMNS": "120"}
+    environment.pop("JAXNET_DATA", None)
+
+    def run(name, *options):
+        command = [sys.executable, FOLDER / f"{name}.py", *options]
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+    run.cwd = cwd
+    return run
+
+
+def options_of(name):
+    """The fields of an experiment's `Config`."""
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look for the names in annotations
+    spec.loader.exec_module(module)
+    return fields(module.Config)
+
+
+def of_cache(cwd):
+    return sorted(path.name for path in (cwd / "cache").iterdir() if path.name.endswith("-cache"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_help_has_every_option_with_its_default(run, name):
+    done = run(name, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    text = " ".join(done.stdout.split())
+    for option in options_of(name):
+        flag = f"--{option.name.replace('_', '-')}"
+        assert re.search(rf" {flag} ", text), flag
+        assert option.metadata["help"] in text
+        if option.default not in ("", False):  # these two are said in words
+            of_tuple = isinstance(option.default, tuple)
+            default = ",".join(map(str, option.default)) if of_tuple else str(option.default)
+            assert re.search(rf" {flag} .*?\[default: {re.escape(default)}[;\]]", text), flag
+
+
+@pytest.mark.parametrize("name", WITHOUT_FILES)
+def test_two_runs(run, name):
+    """The second loads what the first compiled, ends with the same bits, and overwrites nothing."""
+    metrics, compiled = [], []
+    for folder in (name, f"{name}-2"):
+        done = run(name, "--epochs", "2")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"runs/{folder}/report.html" in done.stdout
+        made = run.cwd / "runs" / folder
+        assert sorted(path.name for path in made.iterdir()) == [
+            "checkpoints",
+            "config.json",
+            "metrics.csv",
+            "report.html",
+        ]
+        rows = train.read_metrics(made / "metrics.csv")
+        metrics.append([{key: value for key, value in row.items() if key != "seconds"} for row in rows])
+        compiled.append(of_cache(run.cwd))
+    assert metrics[0] == metrics[1]
+    assert {"step", "epoch", "loss", "test_loss"} <= set(metrics[0][0])
+    assert compiled[0]
+    assert compiled[0] == compiled[1]
+
+
+def test_config_json(run):
+    options = ("--seed", "3", "--hidden", "5,4", "--activation", "tanh")
+    assert run("feedforward_cancer", "--run", "named", "--epochs", "1", *options).returncode == 0
+    config = json.loads((run.cwd / "runs/named/config.json").read_text())
+    assert set(config["options"]) == {option.name for option in options_of("feedforward_cancer")}
+    given = {"seed": 3, "hidden": [5, 4], "activation": "tanh", "epochs": 1}
+    assert config["options"].items() >= given.items()
+    assert config["versions"] == train.versions()
+
+
+def only_error(done):
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--activation rleu", "error: unknown activation 'rleu': did you mean 'relu'?"),
+        ("--batch-size 5000", "error: batches has no batch to give: 1437 examples, batch_size=5000"),
+        ("--dropout 1", "error: Invalid value for '--dropout': 1.0 is not in the range 0<=x<1."),
+        ("--learning-rate nan", "error: learning_rate must be in [0, inf); got nan"),
+    ],
+)
+def test_mistakes(run, options, message):
+    assert only_error(run("feedforward_digits", *options.split())).startswith(message)
+
+
+def test_a_learning_rate_far_too_large(run):
+    line = only_error(run("feedforward_digits", "--run", "wild", "--learning-rate", "1e30", "--epochs", "2"))
+    pattern = (
+        r"error: the loss became \S+ in step 2 \(epoch 1\); first not finite: activation layer\d of shape .*; "
+        r"the checkpoint of step 0 is kept in runs/wild\. A smaller learning rate may help"
+    )
+    assert re.fullmatch(pattern, line)
+    assert train.Checkpoints(run.cwd / "runs/wild/checkpoints").steps() == [0]
+
+
+def test_files_that_are_not_there(run):
+    line = only_error(run("feedforward_mnist"))
+    assert "train-images-idx3-ubyte" in line
+    assert "--data DIR or the environment variable JAXNET_DATA" in line
+    line = only_error(run("feedforward_mnist", "--data", "nowhere"))
+    assert line == "error: the data folder nowhere isn't there (--data DIR or JAXNET_DATA)"
