@@ -1,1 +1,0 @@
-"""The matrix product with a bias."""
