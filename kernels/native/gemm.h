@@ -1,0 +1,326 @@
+// The matrix product C = op(A) op(B) + bias, row-major, op the identity or the transpose.
+//
+// C is computed in tiles that stay in registers: rows × vectors of accumulators, to each of which one step
+// of the depth adds (an element of A) · (a vector of B). So that both are read in the order of memory they
+// are first packed into panels: A all at once, by all threads; of B each piece of work packs the panel it
+// needs, which then stays in the first-level cache. The depth is cut at fixed places and never shared among
+// threads: each element of C is summed in an order that depends on the sizes alone.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "native/parallel.h"
+
+namespace jaxnet::gemm {
+
+// The tile: its accumulators, the vectors of B and one element of A just fit into the registers.
+#if defined(__AVX512F__)
+constexpr int64_t kVectorBytes = 64, kRows = 14;  // 32 registers
+#elif defined(__AVX2__)
+constexpr int64_t kVectorBytes = 32, kRows = 6;  // 16 registers
+#elif defined(__aarch64__)
+constexpr int64_t kVectorBytes = 16, kRows = 14;  // 32 registers
+#else
+constexpr int64_t kVectorBytes = 16, kRows = 6;  // 16 registers
+#endif
+constexpr int64_t kVectors = 2;
+
+constexpr int64_t kDepth = 320;         // of panels: one of B (at most 40 KB) stays in the first-level cache
+constexpr int64_t kRegionRows = 512;    // of A, packed at once; B is packed anew for each
+constexpr int64_t kRegionBytes = 3 << 19;  // of A, packed at once: stays in the second-level cache
+constexpr int64_t kAhead = 8;           // steps of the depth by which A is fetched ahead into the first-level cache
+constexpr int64_t kItems = 16;          // pieces of work at least: one is the time lost at the end
+constexpr int64_t kDirectRows = 2 * kRows;  // to so many rows B is read only once or twice: not worth packing
+constexpr int64_t kDirectColumns = 32;      // likewise A
+constexpr int64_t kThreadWork = 1 << 21;    // multiply-adds that are worth waking a thread
+
+template <typename T>
+constexpr int64_t kLanes = kVectorBytes / sizeof(T);
+template <typename T>
+constexpr int64_t kColumns = kVectors * kLanes<T>;  // of a panel of B
+template <typename T>
+constexpr int64_t kWidth = (kRows + kLanes<T> - 1) / kLanes<T> * kLanes<T>;  // of a panel of A, whole vectors
+
+template <typename T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+};
+template <typename T>
+using Vector = typename VectorOf<T>::type;
+
+template <typename T>
+inline Vector<T> load(const T* from) {
+  Vector<T> v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+template <typename T>
+inline void store(T* to, Vector<T> v) {
+  std::memcpy(to, &v, sizeof v);
+}
+
+// An operand as lines (rows of op(A), columns of op(B)) along the depth.
+template <typename T>
+struct Operand {
+  const T* data;
+  int64_t stride;
+  bool along;  // whether a line lies contiguous in memory
+
+  const T* at(int64_t line, int64_t k) const { return data + (along ? line * stride + k : k * stride + line); }
+};
+
+// v[i][j] -> v[j][i]: each round interleaves the first half of the rows with the second.
+template <typename T>
+inline void transpose(Vector<T>* v) {
+  constexpr int64_t n = kLanes<T>;
+  typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Index __attribute__((vector_size(kVectorBytes)));
+  Index low, high;
+  for (int64_t i = 0; i < n; ++i) {
+    low[i] = i / 2 + i % 2 * n;
+    high[i] = low[i] + n / 2;
+  }
+  for (int64_t round = 1; round < n; round *= 2) {
+    Vector<T> w[n];
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < n / 2; ++i) {
+      w[2 * i] = __builtin_shuffle(v[i], v[i + n / 2], low);
+      w[2 * i + 1] = __builtin_shuffle(v[i], v[i + n / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < n; ++i) v[i] = w[i];
+  }
+}
+
+// Packs `lines` ≤ `width` lines of `x` to [depth][width]; the rest of each vector is zero.
+template <typename T>
+void pack(const Operand<T>& x, int64_t line, int64_t lines, int64_t k, int64_t depth, int64_t width, T* out) {
+  constexpr int64_t n = kLanes<T>;
+  if (!x.along) {
+    for (int64_t d = 0; d < depth; ++d, out += width) {
+      const T* from = x.at(line, k + d);
+      if (lines == width) {
+        for (int64_t i = 0; i < width; i += n) store(out + i, load(from + i));
+      } else {
+        std::fill(std::copy(from, from + lines, out), out + width, T{0});
+      }
+    }
+    return;
+  }
+  for (int64_t i = 0; i < width; i += n) {
+    for (int64_t d = 0; d < depth; d += n) {
+      const int64_t steps = std::min(n, depth - d);
+      Vector<T> v[n];
+#pragma GCC unroll 16
+      for (int64_t j = 0; j < n; ++j) {
+        v[j] = Vector<T>{};
+        if (i + j < lines) {
+          const T* from = x.at(line + i + j, k + d);
+          if (steps == n) {
+            v[j] = load(from);
+          } else {
+            std::memcpy(&v[j], from, steps * sizeof(T));
+          }
+        }
+      }
+      transpose<T>(v);
+      if (steps == n) {
+#pragma GCC unroll 16
+        for (int64_t j = 0; j < n; ++j) store(out + (d + j) * width + i, v[j]);
+      } else {
+        for (int64_t j = 0; j < steps; ++j) store(out + (d + j) * width + i, v[j]);
+      }
+    }
+  }
+}
+
+// c = start + a b for a whole tile; `along` as in Operand a.
+template <typename T, int rows, int vectors, bool along>
+void tile(int64_t depth, const T* a, int64_t a_stride, const T* b, int64_t b_stride, const T* start,
+          int64_t start_stride, T* c, int64_t c_stride) {
+  constexpr int64_t n = kLanes<T>;
+  Vector<T> sum[rows][vectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) {
+    __builtin_prefetch(c + i * c_stride, 1);
+    if (vectors > 1) __builtin_prefetch(c + i * c_stride + n, 1);
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) sum[i][v] = Vector<T>{};
+  }
+  for (int64_t k = 0; k < depth; ++k, b += b_stride) {
+    if (!along) __builtin_prefetch(a + (k + kAhead) * a_stride);
+    Vector<T> column[vectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) column[v] = load(b + v * n);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) {
+      const T row = along ? a[i * a_stride + k] : a[k * a_stride + i];
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) sum[i][v] += row * column[v];
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) store(c + i * c_stride + v * n, load(start + i * start_stride + v * n) + sum[i][v]);
+  }
+}
+
+template <typename T>
+using Tile = void (*)(int64_t, const T*, int64_t, const T*, int64_t, const T*, int64_t, T*, int64_t);
+
+template <typename T, int vectors, bool along, int... i>
+Tile<T> tile_of(int64_t rows, std::integer_sequence<int, i...>) {
+  static constexpr Tile<T> table[] = {tile<T, i + 1, vectors, along>...};
+  return table[rows - 1];
+}
+
+template <typename T>
+Tile<T> tile_of(int64_t rows, int64_t vectors, bool along) {
+  constexpr std::make_integer_sequence<int, kRows> all;
+  if (vectors == 1) return along ? tile_of<T, 1, true>(rows, all) : tile_of<T, 1, false>(rows, all);
+  return along ? tile_of<T, kVectors, true>(rows, all) : tile_of<T, kVectors, false>(rows, all);
+}
+
+// This thread's memory for packed panels, kept from call to call: fresh pages cost more than the packing.
+inline void* scratch(int64_t bytes) {
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  thread_local std::unique_ptr<void, Free> memory;
+  thread_local int64_t size = 0;
+  if (size < bytes) {
+    memory.reset();
+    memory.reset(std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096));
+    size = memory ? bytes : 0;
+  }
+  return memory.get();
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Rows and steps of the depth whose A is packed at once, and the numbers of its pieces of work.
+struct Region {
+  int64_t row, rows, k, depth;
+  int64_t pack, compute, end;
+};
+
+template <typename T>
+class Product {
+ public:
+  Product(int64_t rows, int64_t columns, int64_t depth, Operand<T> a, Operand<T> b, const T* bias, T* c)
+      : columns_(columns), a_(a), b_(b), bias_(bias), c_(c) {
+    pack_a_ = columns > kDirectColumns;
+    pack_b_ = b.along || rows > kDirectRows;
+    panels_ = ceil_div(columns, kColumns<T>);
+    const int64_t region_rows = pack_a_ ? kRegionRows : rows;
+    const int64_t high = std::max<int64_t>(1, ceil_div(rows, ceil_div(rows, region_rows)));
+    const int64_t tiles = ceil_div(high, kRows);
+    height_ = ceil_div(high, tiles);
+    chunks_ = std::clamp<int64_t>(ceil_div(kItems, panels_), ceil_div(tiles, 128), std::max<int64_t>(1, tiles / 4));
+    depth_ = std::max<int64_t>(1, ceil_div(depth, std::max<int64_t>(1, ceil_div(depth, kDepth))));
+    const int64_t fit = kRegionBytes / static_cast<int64_t>(sizeof(T)) / (tiles * kWidth<T>) / depth_ * depth_;
+    const int64_t span = pack_a_ ? std::min(depth, std::max(depth_, fit)) : depth;
+    panel_size_ = span * kWidth<T>;
+    scratch_size_ = pack_a_ ? tiles * panel_size_ : 0;
+    int64_t item = 0;
+    for (int64_t row = 0; row < rows; row += high) {
+      int64_t k = 0;
+      do {
+        Region r{row, std::min(high, rows - row), k, std::min(span, depth - k), item, 0, 0};
+        r.compute = r.pack + (pack_a_ ? ceil_div(r.rows, height_) : 0);
+        r.end = item = r.compute + chunks_ * panels_;
+        regions_.push_back(r);
+        k += span;
+      } while (k < depth);
+    }
+  }
+
+  void run(xla::ffi::ThreadPool& pool, int64_t threads) {
+    packed_ = static_cast<T*>(scratch(scratch_size_ * sizeof(T)));
+    parallel_for(pool, regions_.empty() ? 0 : regions_.back().end, threads, [this](int64_t i) { work(i); });
+  }
+
+ private:
+  void work(int64_t i) {
+    const Region& r = *std::upper_bound(regions_.begin(), regions_.end(), i,
+                                        [](int64_t i, const Region& r) { return i < r.end; });
+    // Pieces are taken in order, so what is waited for has been taken by threads that run.
+    const int64_t before = i < r.compute ? r.pack : r.compute;
+    while (done_.load(std::memory_order_acquire) < before) std::this_thread::yield();
+    if (i < r.compute) {
+      const int64_t line = (i - r.pack) * height_;
+      pack(a_, r.row + line, std::min(height_, r.rows - line), r.k, r.depth, kWidth<T>,
+           packed_ + (i - r.pack) * panel_size_);
+    } else {
+      const int64_t chunk = (i - r.compute) / panels_, tiles = ceil_div(r.rows, height_);
+      compute(r, chunk * tiles / chunks_, (chunk + 1) * tiles / chunks_, (i - r.compute) % panels_ * kColumns<T>);
+    }
+    done_.fetch_add(1, std::memory_order_release);
+  }
+
+  // The tiles [first, last) of the panel of columns that begins at `column`.
+  void compute(const Region& r, int64_t first, int64_t last, int64_t column) {
+    constexpr int64_t n = kLanes<T>;
+    const int64_t wide = std::min(kColumns<T>, columns_ - column);
+    const int64_t vectors = ceil_div(wide, n), width = vectors * n;
+    const bool whole = wide == width, direct = whole && !pack_b_;
+    alignas(kVectorBytes) T panel[kDepth * kColumns<T>];
+    alignas(kVectorBytes) T edge[kRows * kColumns<T>];  // a tile that is wider than what is left of C
+    alignas(kVectorBytes) T bias[kColumns<T>] = {};
+    if (bias_) std::copy_n(bias_ + column, wide, bias);
+    int64_t k = r.k;
+    do {
+      const int64_t depth = std::min(depth_, r.k + r.depth - k);
+      if (!direct) pack(b_, column, wide, k, depth, width, panel);
+      const T* b = direct ? b_.at(column, k) : panel;
+      for (int64_t t = first; t < last; ++t) {
+        const int64_t row = r.row + t * height_, rows = std::min(height_, r.row + r.rows - row);
+        const auto f = tile_of<T>(rows, vectors, !pack_a_ && a_.along);
+        const T* a = pack_a_ ? packed_ + t * panel_size_ + (k - r.k) * kWidth<T> : a_.at(row, k);
+        T* c = c_ + row * columns_ + column;
+        if (!whole && k > 0) {
+          for (int64_t i = 0; i < rows; ++i) std::copy_n(c + i * columns_, wide, edge + i * width);
+        }
+        T* to = whole ? c : edge;
+        const int64_t stride = whole ? columns_ : width;
+        f(depth, a, pack_a_ ? kWidth<T> : a_.stride, b, direct ? b_.stride : width, k > 0 ? to : bias,
+          k > 0 ? stride : 0, to, stride);
+        if (!whole) {
+          for (int64_t i = 0; i < rows; ++i) std::copy_n(edge + i * width, wide, c + i * columns_);
+        }
+      }
+      k += depth_;
+    } while (k < r.k + r.depth);
+  }
+
+  int64_t columns_;
+  Operand<T> a_, b_;
+  const T* bias_;
+  T* c_;
+  bool pack_a_, pack_b_;
+  int64_t panels_, height_, chunks_, depth_, panel_size_, scratch_size_;
+  std::vector<Region> regions_;
+  T* packed_ = nullptr;
+  std::atomic<int64_t> done_{0};
+};
+
+// C [rows, columns] = op(A) op(B) + bias; `bias` may be null.
+template <typename T>
+void product(xla::ffi::ThreadPool& pool, int64_t rows, int64_t columns, int64_t depth, const T* a, bool transpose_a,
+             const T* b, bool transpose_b, const T* bias, T* c) {
+  if (rows == 0 || columns == 0) return;
+  const Operand<T> left{a, transpose_a ? rows : depth, !transpose_a};
+  const Operand<T> right{b, transpose_b ? depth : columns, transpose_b};
+  Product<T>(rows, columns, depth, left, right, bias, c).run(pool, 1 + rows * columns * depth / kThreadWork);
+}
+
+}  // namespace jaxnet::gemm

@@ -1,0 +1,331 @@
+"""The compiled matrix product: values, shapes, transformations, instruction sets, threads, devices."""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnet import activations
+from jaxnet.kernels.linear import cpu
+from jaxnet.ops import linear, linear_vjp, using
+
+KINDS = {"NN": (False, False), "TN": (True, False), "NT": (False, True)}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+
+
+def run(kind, *args):
+    return cpu.run(*jax.tree.map(jnp.asarray, args), transpose_a=KINDS[kind][0], transpose_b=KINDS[kind][1])
+
+
+def numpy_product(kind, a, b, bias=None):
+    a, b = (x.T if transposed else x for x, transposed in zip((a, b), KINDS[kind], strict=True))
+    return a @ b + (0 if bias is None else bias)
+
+
+def operands(kind, rows, depth, columns, dtype=np.float32, bias=True):
+    rng = np.random.default_rng(rows + 7 * depth + 49 * columns)
+    a, b, c = (rng.normal(size=size).astype(dtype) for size in ((rows, depth), (depth, columns), columns))
+    a, b = (np.ascontiguousarray(x.T) if t else x for x, t in zip((a, b), KINDS[kind], strict=True))
+    return a, b, c if bias else None
+
+
+def check(kind, found, *args):
+    # Each of the `depth` products and sums, and of the bias, rounds once by at most eps/2 of what is summed up
+    # to there, which is at most the sum of all magnitudes: (depth + 1) eps/2 of it, whatever the order; NumPy's
+    # own sum, if in the same dtype, as much. Twice that, once for an instruction set without fused operations.
+    depth = args[0].shape[0 if KINDS[kind][0] else 1]
+    exact = numpy_product(kind, *(None if x is None else x.astype(np.float64) for x in args))
+    size = numpy_product(kind, *(None if x is None else np.abs(x.astype(np.float64)) for x in args))
+    error = np.abs(np.asarray(found, np.float64) - exact)
+    assert found.dtype == args[0].dtype
+    assert found.shape == exact.shape
+    assert np.all(error <= 2 * (depth + 1) * np.finfo(found.dtype).eps * size)
+
+
+# Around a tile's rows (14 or 6), a vector and a panel of columns (4 to 32), a block (320) and a region (512).
+SIZES = [
+    *((m, 5, 7) for m in (0, 1, 2, 5, 6, 7, 13, 14, 15, 29, 97)),
+    *((31, 9, n) for n in (0, 1, 2, 7, 8, 9, 10, 15, 16, 17, 31, 32, 33, 61, 64, 65, 131)),
+    *((17, k, 37) for k in (0, 1, 2, 3, 15, 16, 17, 127, 319, 320, 321, 641)),
+    *((m, 33, 41) for m in (511, 512, 513, 1031)),
+    *((1, 1, 1), (1, 700, 1), (128, 784, 10), (12, 128, 512), (600, 650, 70), (530, 330, 9), (3, 5000, 40)),
+]
+
+
+@both_dtypes
+@every_kind
+def test_sizes(kind, dtype):
+    with jax.enable_x64(dtype == np.float64):
+        for i, size in enumerate(SIZES):
+            args = operands(kind, *size, dtype, bias=i % 2 == 0)
+            check(kind, run(kind, *args), *args)
+
+
+@every_kind
+def test_depth_beyond_what_is_packed_at_once(kind):
+    args = operands(kind, 500, 3000, 40)
+    check(kind, run(kind, *args), *args)
+
+
+@every_kind
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_stay_in_their_row_and_column(kind, value):
+    for where in (0, 1):
+        args = operands(kind, 15, 19, 43)
+        args[where][3, 5] = value
+        with np.errstate(invalid="ignore"):  # NumPy warns of infinities, on some machines
+            expected = numpy_product(kind, *args)
+        np.testing.assert_allclose(run(kind, *args), expected, rtol=1e-3, atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------ the op
+
+
+def arguments(leading=(5, 7), features=31, out=33, bias=True, dtype=jnp.float64, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = (*leading, features), (features, out), (out,), (*leading, out)
+    x, weight, b, dy = (jnp.asarray(rng.normal(size=s) / 4, dtype) for s in shapes)
+    return (x, weight, b if bias else None), dy
+
+
+def close(found, expected):
+    # Sums of at most 600 float64 products of size 1, a few of them one after the other.
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-11), found, expected)
+
+
+def value_and_pullback(implementation, activation, args, dy):
+    y, pullback = jax.vjp(partial(linear, activation=activation, implementation=implementation), *args)
+    return y, pullback(dy)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", [None, *sorted(activations._NAMES)])
+def test_every_activation(activation, bias, x64):
+    args, dy = arguments(bias=bias)
+    expected = value_and_pullback("xla", activation, args, dy)
+    close(value_and_pullback("cpu", activation, args, dy), expected)
+    y, pullback = linear_vjp(*args, activation=activation, implementation="cpu")
+    close((y, pullback(dy)), expected)
+
+
+@pytest.mark.parametrize("leading", [(), (1,), (14,), (3, 5), (0,), (2, 0), (0, 3)])
+def test_leading_axes(leading, x64):
+    args, dy = arguments(leading)
+    close(value_and_pullback("cpu", "tanh", args, dy), value_and_pullback("xla", "tanh", args, dy))
+
+
+def loss(x, weight, b, implementation="cpu"):
+    return jnp.square(linear(x, weight, b, activation="tanh", implementation=implementation)).sum()
+
+
+gradient = jax.grad(loss, (0, 1, 2))
+xla_gradient = jax.grad(partial(loss, implementation="xla"), (0, 1, 2))
+
+
+def scanned(gradient):
+    def step(x, weight, b):
+        return jax.lax.scan(lambda total, x: (total + gradient(x, weight, b)[0], gradient(x, weight, b)), x[0], x)
+
+    return step
+
+
+def by_row(f):
+    return jax.vmap(f, (0, None, None))
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [jax.jit, jax.checkpoint, lambda f: jax.jit(jax.checkpoint(f)), scanned, by_row, lambda f: by_row(by_row(f))],
+)
+def test_transformed_gradients(transform, x64):
+    args, _ = arguments((3, 5))
+    close(transform(gradient)(*args), transform(xla_gradient)(*args))
+
+
+@pytest.mark.parametrize("axes", [(0, None, None), (None, 0, None), (None, None, 0), (0, 0, 0), (2, 1, None)])
+def test_vmap(axes, x64):
+    args, _ = arguments((4, 5))
+    args = [a if axis is None else jnp.stack([a, -a, 2 * a], axis) for a, axis in zip(args, axes, strict=True)]
+    for f in (loss, jax.grad(loss, (0, 1, 2))):
+        other = jax.vmap(partial(f, implementation="xla"), axes)(*args)
+        close(jax.vmap(f, axes)(*args), other)
+        close(jax.jit(jax.vmap(f, axes))(*args), other)
+    over = jax.grad(lambda *args: jax.vmap(loss, axes)(*args).sum(), (0, 1, 2))
+    other = lambda *args: jax.vmap(partial(loss, implementation="xla"), axes)(*args).sum()  # noqa: E731
+    close(over(*args), jax.grad(other, (0, 1, 2))(*args))
+
+
+@pytest.mark.parametrize("mode", [jax.jacrev, jax.jacfwd])
+@pytest.mark.parametrize("activation", [None, "tanh", "softmax"])
+def test_second_order(mode, activation, x64):
+    args, _ = arguments((3,), 4, 5)
+
+    def second(implementation):
+        f = partial(linear, activation=activation, implementation=implementation)
+        return mode(jax.grad(lambda *args: jnp.sin(f(*args)).sum(), (0, 1, 2)), (0, 1, 2))(*args)
+
+    close(second("cpu"), second("xla"))
+
+
+def test_third_order(x64):
+    args, _ = arguments((2,), 3, 2)
+
+    def third(implementation):
+        f = partial(loss, implementation=implementation)
+        return jax.jacrev(jax.jacrev(jax.grad(f, 1), 1), 0)(*args)
+
+    close(third("cpu"), third("xla"))
+
+
+# ------------------------------------------------------------------------------- which one is chosen
+
+
+def lowered(f, *args):
+    return jax.jit(f).lower(*args).as_text()
+
+
+@pytest.mark.parametrize(("name", "kernel"), [(None, True), ("cpu", True), ("xla", False)])
+def test_which_is_lowered(name, kernel):
+    (x, weight, b), _ = arguments((64,), 128, 128, dtype=jnp.float32)
+    f = partial(loss, implementation=name)
+    assert ("jaxnet_product" in lowered(f, x, weight, b)) == kernel
+    assert lowered(jax.grad(f, (0, 1, 2)), x, weight, b).count("@jaxnet_product") == 3 * kernel
+    weights_alone = jax.jit(jax.grad(f, (1, 2))).lower(x, weight, b).compile().as_text()
+    assert weights_alone.count('custom_call_target="jaxnet_product"') == 2 * kernel  # dx isn't needed
+
+
+def test_a_block_holds_for_a_pullback_called_outside():
+    args, dy = arguments((64,), 128, 128, dtype=jnp.float32)
+    with using("xla"):
+        _, pullback = jax.vjp(linear, *args)
+        _, by_hand = linear_vjp(*args)
+    assert "jaxnet_product" not in lowered(pullback, dy)
+    assert "jaxnet_product" not in lowered(by_hand, dy)
+
+
+def test_small_products_are_left_to_xla_unless_asked_for():
+    args, _ = arguments((2,), 3, 4, dtype=jnp.float32)
+    assert "jaxnet_product" not in lowered(linear, *args)
+    assert "jaxnet_product" in lowered(partial(linear, implementation="cpu"), *args)
+
+
+def test_half_precision_is_left_to_xla():
+    args, dy = arguments((64,), 128, 128, dtype=jnp.bfloat16)
+    assert "jaxnet_product" not in lowered(lambda *args: linear_vjp(*args)[1](dy), *args)
+    message = "implementation 'cpu' can't serve linear: x, weight and bias must be all float32 or all float64"
+    with pytest.raises(ValueError, match=f"{message}; got bfloat16, bfloat16, bfloat16"):
+        linear(*args, implementation="cpu")
+
+
+def test_a_second_call_does_not_recompile():
+    traced = []
+
+    @jax.jit
+    def f(*args):
+        traced.append(None)
+        return gradient(*args)
+
+    for seed in range(3):
+        f(*arguments(seed=seed, dtype=jnp.float32)[0])
+    assert len(traced) == 1
+
+
+# --------------------------------------------------------------------- instruction sets, threads, devices
+
+
+def child(code, **environment):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | environment
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def output(code, **environment):
+    done = child(code, **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+HERE = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import test_linear_cpu as t; "
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set(isa):
+    supported = re.findall(r"this CPU supports \((.*)\)", child(HERE, JAXNET_ISA="none of them").stderr)
+    if isa not in supported[-1].split(", "):
+        pytest.skip(f"this CPU doesn't run {isa} code")
+    code = HERE + "import numpy as np; from jaxnet.kernels import ffi; "
+    code += "[t.test_sizes(kind, d) for kind in t.KINDS "
+    code += "for d in (np.float32, np.float64)]; print(ffi.isa())"
+    assert output(code, JAXNET_ISA=isa) == isa
+
+
+def digest():
+    found = hashlib.sha256()
+    for kind in KINDS:
+        for size in ((128, 784, 512), (1, 2000, 100), (700, 700, 10), (600, 3000, 70)):
+            found.update(np.asarray(run(kind, *operands(kind, *size))).tobytes())
+    return found.hexdigest()
+
+
+def test_same_bits_for_any_number_of_threads():
+    # NPROC sets the size of XLA's pool.
+    assert len({output(HERE + "print(t.digest())", NPROC=n) for n in ("1", "2", "5")}) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_several_threads_on_one_core():
+    code = HERE + "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); print(t.digest())"
+    assert output(code, NPROC="5") == digest()
+
+
+SHARDED = """
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+args, dy = t.arguments((6, 3), 31, 33, dtype="float32")
+mesh = jax.make_mesh((DEVICES,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+specs = P("batch"), P(), P(), P("batch")
+put = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip((*args, dy), specs)]
+
+def by_autodiff(x, w, b, dy):
+    return jax.vjp(lambda *a: t.linear(*a, activation="tanh", implementation="cpu"), x, w, b)[1](dy)
+
+def by_hand(x, w, b, dy):
+    return t.linear_vjp(x, w, b, activation="tanh", implementation="cpu")[1](dy)
+
+for f in by_autodiff, by_hand:
+    for g in f, jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=specs[:3]):
+        assert "jaxnet_product" in jax.jit(g).lower(*put).as_text()
+        for a, b in zip(jax.jit(g)(*put), f(*args, dy), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+print("served")
+"""
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_sharded_over_the_batch(devices):
+    code = HERE + SHARDED.replace("DEVICES", str(devices))
+    assert output(code, XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}") == "served"
+
+
+def test_a_mesh_with_explicit_axes():
+    code = """
+import jax
+mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Explicit,))
+with jax.set_mesh(mesh):
+    args, dy = t.arguments((64,), 128, 128, dtype="float32")
+    x = jax.device_put(args[0], jax.P("batch"))
+    print(t.lowered(t.linear, x, *args[1:]).count("jaxnet_product"))
+    t.linear(x, *args[1:], implementation="cpu")
+"""
+    done = child(HERE + code, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    assert done.stdout.strip() == "0"
+    assert "must not lie on a mesh with explicit axes" in done.stderr
