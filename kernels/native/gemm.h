@@ -1,10 +1,11 @@
 // The matrix product C = op(A) op(B) + bias, row-major, op the identity or the transpose.
 //
 // C is computed in tiles that stay in registers: rows × vectors of accumulators, to each of which one step
-// of the depth adds (an element of A) · (a vector of B). So that both are read in the order of memory they
-// are first packed into panels: A all at once, by all threads; of B each piece of work packs the panel it
-// needs, which then stays in the first-level cache. The depth is cut at fixed places and never shared among
-// threads: each element of C is summed in an order that depends on the sizes alone.
+// of the depth adds (an element of A) · (a vector of B). An operand that is used
+// often enough is first packed into panels, so that it is read in the order of memory: A all at once, by all
+// threads; of B each piece of work packs the panel it needs, which then stays in the first-level cache. The
+// depth is cut at fixed places and never shared among threads: each element of C is summed in an order that
+// depends on the sizes alone.
 #pragma once
 
 #include <algorithm>
@@ -33,13 +34,16 @@ constexpr int64_t kVectorBytes = 16, kRows = 6;  // 16 registers
 #endif
 constexpr int64_t kVectors = 2;
 
-constexpr int64_t kDepth = 320;         // of panels: one of B (at most 40 KB) stays in the first-level cache
-constexpr int64_t kRegionRows = 512;    // of A, packed at once; B is packed anew for each
+constexpr int64_t kDepth = 320;            // of panels: one of B (at most 40 KB) stays in the first-level cache
+constexpr int64_t kDirectDepth = 176;      // ... beside the lines of an A that isn't packed
+constexpr int64_t kRegionRows = 512;       // of A, packed at once; B is packed anew for each
 constexpr int64_t kRegionBytes = 3 << 19;  // of A, packed at once: stays in the second-level cache
-constexpr int64_t kAhead = 8;           // steps of the depth by which A is fetched ahead into the first-level cache
-constexpr int64_t kItems = 16;          // pieces of work at least: one is the time lost at the end
-constexpr int64_t kDirectRows = 2 * kRows;  // to so many rows B is read only once or twice: not worth packing
-constexpr int64_t kDirectColumns = 32;      // likewise A
+constexpr int64_t kAhead = 8;              // steps of the depth by which is fetched ahead into the first-level cache
+constexpr int64_t kItems = 16;             // pieces of work at least: one is the time lost at the end
+// Packing costs as much as reading some tens of rows or columns more, and threads wait for A. To so many rows B,
+// and to so many columns A, is used as it lies; A only if its lines don't all fall into the same sets of the cache.
+constexpr int64_t kDirectRows = 8 * kRows;
+constexpr int64_t kDirectColumns = 512, kDirectColumnsAliased = 32, kAliasing = 4096;
 constexpr int64_t kThreadWork = 1 << 21;    // multiply-adds that are worth waking a thread
 
 template <typename T>
@@ -100,14 +104,14 @@ inline void transpose(Vector<T>* v) {
   }
 }
 
-// Packs `lines` ≤ `width` lines of `x` to [depth][width]; the rest of each vector is zero.
+// Packs `lines` ≤ `width` lines of `x` to [depth][width]; what stands in the rest of each vector is never used.
 template <typename T>
 void pack(const Operand<T>& x, int64_t line, int64_t lines, int64_t k, int64_t depth, int64_t width, T* out) {
   constexpr int64_t n = kLanes<T>;
   if (!x.along) {
     for (int64_t d = 0; d < depth; ++d, out += width) {
       const T* from = x.at(line, k + d);
-      if (lines == width) {
+      if (line + width <= x.stride) {  // what is not of these lines is never used
         for (int64_t i = 0; i < width; i += n) store(out + i, load(from + i));
       } else {
         std::fill(std::copy(from, from + lines, out), out + width, T{0});
@@ -157,6 +161,10 @@ void tile(int64_t depth, const T* a, int64_t a_stride, const T* b, int64_t b_str
   }
   for (int64_t k = 0; k < depth; ++k, b += b_stride) {
     if (!along) __builtin_prefetch(a + (k + kAhead) * a_stride);
+    if (b_stride > vectors * n) {  // not packed
+      __builtin_prefetch(b + kAhead * b_stride);
+      if (vectors > 1) __builtin_prefetch(b + kAhead * b_stride + n);
+    }
     Vector<T> column[vectors];
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; ++v) column[v] = load(b + v * n);
@@ -218,7 +226,8 @@ class Product {
  public:
   Product(int64_t rows, int64_t columns, int64_t depth, Operand<T> a, Operand<T> b, const T* bias, T* c)
       : columns_(columns), a_(a), b_(b), bias_(bias), c_(c) {
-    pack_a_ = columns > kDirectColumns;
+    const bool aliased = a.stride * static_cast<int64_t>(sizeof(T)) % kAliasing == 0;
+    pack_a_ = columns > (aliased ? kDirectColumnsAliased : kDirectColumns);
     pack_b_ = b.along || rows > kDirectRows;
     panels_ = ceil_div(columns, kColumns<T>);
     const int64_t region_rows = pack_a_ ? kRegionRows : rows;
@@ -226,7 +235,8 @@ class Product {
     const int64_t tiles = ceil_div(high, kRows);
     height_ = ceil_div(high, tiles);
     chunks_ = std::clamp<int64_t>(ceil_div(kItems, panels_), ceil_div(tiles, 128), std::max<int64_t>(1, tiles / 4));
-    depth_ = std::max<int64_t>(1, ceil_div(depth, std::max<int64_t>(1, ceil_div(depth, kDepth))));
+    const int64_t blocks = std::max<int64_t>(1, ceil_div(depth, pack_a_ ? kDepth : kDirectDepth));
+    depth_ = std::max<int64_t>(1, ceil_div(depth, blocks));
     const int64_t fit = kRegionBytes / static_cast<int64_t>(sizeof(T)) / (tiles * kWidth<T>) / depth_ * depth_;
     const int64_t span = pack_a_ ? std::min(depth, std::max(depth_, fit)) : depth;
     panel_size_ = span * kWidth<T>;

@@ -3,11 +3,18 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <thread>
 #include <utility>
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
 #if defined(__SSE2__)
 #include <xmmintrin.h>
 #endif
@@ -45,36 +52,103 @@ class FlushSubnormals {
 #endif
 };
 
+// The right of a thread to work: there are as many as XLA's pool has threads, and so cores. XLA runs
+// independent operations side by side, and the thread that dispatches them is not of the pool; were each of
+// them to call for helpers, more threads than cores would wait for each other's pieces of work.
+class Turn {
+ public:
+  // Waits until fewer than `limit` threads are at work. They wait for nobody who waits here.
+  explicit Turn(int64_t limit) : taken_(true) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    freed_.wait(lock, [limit] { return working_ < limit; });
+    ++working_;
+  }
+  // Takes a turn if there is one at once.
+  Turn(int64_t limit, std::try_to_lock_t) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    taken_ = working_ < limit;
+    if (taken_) ++working_;
+  }
+  ~Turn() {
+    if (!taken_) return;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    --working_;
+    freed_.notify_one();
+  }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+  explicit operator bool() const { return taken_; }
+
+ private:
+  static inline std::mutex mutex_;
+  static inline std::condition_variable freed_;
+  static inline int64_t working_ = 0;
+  bool taken_;
+};
+
+// The number of the core that this thread runs on; -1 where the system doesn't tell.
+inline int this_core() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
 // Calls body(i) once for each i in [0, count), on the calling thread and on those of the pool that are
-// free, together at most `max_threads`: waking a thread costs some 10 us, worth it only for more work. Which thread takes which i varies; what body(i) computes must depend on i alone, so that
-// the bits are the same for any number of threads: cut the work by its size, not by the threads.
+// free, together at most `max_threads`: waking a thread costs some 10 us, worth it only for more work. Which
+// thread takes which i varies; what body(i) computes must depend on i alone, so that the bits are the same
+// for any number of threads: cut the work by its size, not by the threads.
 //
-// The caller works too and waits only for calls that another thread has begun, so a busy pool, or a
-// pool whose every thread is itself inside a parallel_for, can't block it. A task that comes late
-// finds no work left; it shares the state, and touches nothing else.
+// The caller works too and waits only for calls that another thread has begun, so a busy pool can't block it.
+// A task that comes late finds no work left; it shares the state, and touches nothing else. A body must not
+// call parallel_for.
 template <typename Body>
 void parallel_for(xla::ffi::ThreadPool& pool, int64_t count, int64_t max_threads, Body body) {
   struct State {
     State(int64_t count, Body body) : count(count), body(std::move(body)) {}
     const int64_t count;
     const Body body;
-    std::atomic<int64_t> next{0};
-    std::atomic<int64_t> done{0};
+    std::atomic<int64_t> next{0}, done{0}, helpers{0};
+    std::atomic<int> core{-1};  // that the caller runs on
 
-    void work() {
+    bool work() {
+      const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
+      if (i >= count) return false;
+      body(i);
+      done.fetch_add(1, std::memory_order_release);
+      return true;
+    }
+
+    // A thread woken while every core was taken stands behind its caller, and stays there when another core
+    // falls idle: then it alone works or the caller alone. After a short sleep it is woken on the idle core.
+    void help(int64_t limit) {
+      const auto behind = [this] { return next < count && core >= 0 && core == this_core(); };
+      for (int tries = 0; tries < 4 && behind(); ++tries) {
+        std::this_thread::sleep_for(std::chrono::microseconds(50));
+      }
+      const Turn turn(limit, std::try_to_lock);
+      if (!turn) return;
+      helpers.fetch_add(1, std::memory_order_relaxed);
       const FlushSubnormals flush;
-      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
-        body(i);
-        done.fetch_add(1, std::memory_order_release);
+      while (work()) {
       }
     }
   };
   const auto state = std::make_shared<State>(count, std::move(body));
-  const int64_t threads = std::min({pool.num_threads(), count, max_threads});
-  for (int64_t helper = 1; helper < threads; ++helper) {
-    pool.Schedule([state] { state->work(); });
-  }
-  state->work();
+  const int64_t limit = pool.num_threads();
+  const int64_t helpers = std::min({limit, count, max_threads}) - 1;
+  std::optional<Turn> turn;
+  if (helpers > 0) turn.emplace(limit);  // what is short isn't worth the wait
+  const FlushSubnormals flush;
+  int64_t calls = 0;
+  do {
+    state->core = this_core();
+    // As long as helpers are missing, others are called after each piece of work; one too many finds no turn.
+    for (int64_t missing = helpers - state->helpers; missing > 0 && calls < 2 * limit; --missing, ++calls) {
+      pool.Schedule([state, limit] { state->help(limit); });
+    }
+  } while (state->work());
   while (state->done.load(std::memory_order_acquire) < count) std::this_thread::yield();
 }
 
