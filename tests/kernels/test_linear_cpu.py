@@ -158,9 +158,12 @@ def test_vmap(axes, x64):
         other = jax.vmap(partial(f, implementation="xla"), axes)(*args)
         close(jax.vmap(f, axes)(*args), other)
         close(jax.jit(jax.vmap(f, axes))(*args), other)
-    over = jax.grad(lambda *args: jax.vmap(loss, axes)(*args).sum(), (0, 1, 2))
-    other = lambda *args: jax.vmap(partial(loss, implementation="xla"), axes)(*args).sum()  # noqa: E731
-    close(over(*args), jax.grad(other, (0, 1, 2))(*args))
+
+    def total(*args, implementation):
+        return jax.vmap(partial(loss, implementation=implementation), axes)(*args).sum()
+
+    over, other = (jax.grad(partial(total, implementation=name), (0, 1, 2)) for name in ("cpu", "xla"))
+    close(over(*args), other(*args))
 
 
 @pytest.mark.parametrize("mode", [jax.jacrev, jax.jacfwd])
