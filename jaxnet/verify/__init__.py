@@ -7,4 +7,5 @@ from jaxnet.verify.layer import LayerLike as LayerLike
 from jaxnet.verify.layer import check_layer as check_layer
 from jaxnet.verify.report import LeafReport as LeafReport
 from jaxnet.verify.report import Report as Report
+from jaxnet.verify.report import WitnessReport as WitnessReport
 from jaxnet.verify.report import Worst as Worst

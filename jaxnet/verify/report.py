@@ -17,12 +17,36 @@ _HEADINGS = ("leaf", "shape", "dtype", "|gradient|", *ROADS, "digits", "own dtyp
 
 @dataclass(frozen=True)
 class Worst:
-    """The element at which a gradient is furthest from what it should be."""
+    """The element at which a gradient is furthest from what it should be.
+
+    Attributes:
+        road: whose gradient it is.
+        index: the element's index in the leaf.
+        got: what that road gives.
+        expected: what it should give.
+        error: by how much `expected` may be off itself; None if that is unknown.
+    """
 
     road: str
     index: tuple[int, ...]
     got: float
     expected: float
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class WitnessReport:
+    """One way of asking whether the gradient is right, over all leaves.
+
+    Attributes:
+        name: "differences", "reference", "adjoint", "linearity", "order 2", "own dtype", "jit", "vmap", …
+        state: "pass", "fail", "undecided" or "not taken", which counts neither for nor against.
+        verdict: the judgement in words, or why it was not taken.
+    """
+
+    name: str
+    state: str
+    verdict: str
 
 
 @dataclass(frozen=True)
@@ -44,6 +68,7 @@ class LeafReport:
         own_dtype_bound: the error allowed, in machine epsilons.
         verdict: the judgement in words.
         worst: for a failure, the worst element.
+        diagnosis: for a failure, words that name the mistake, if one of the usual ones fits.
     """
 
     name: str
@@ -59,6 +84,7 @@ class LeafReport:
     own_dtype_bound: float | None
     verdict: str
     worst: Worst | None = None
+    diagnosis: str | None = None
 
     def row(self) -> tuple[str, ...]:
         """The leaf's cells of the table."""
@@ -85,36 +111,41 @@ class LeafReport:
             return None
         w = self.worst
         index = "".join(f"[{','.join(map(str, w.index))}]") if w.index else ""
-        return f"{self.name}{index}: {w.road} gives {w.got:.9g}, expected {w.expected:.9g}"
+        error = "" if w.error is None else f" ± {w.error:.0e}"
+        return f"{self.name}{index}: {w.road} gives {w.got:.9g}, expected {w.expected:.9g}{error}"
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was checked, leaf by leaf. `str(report)` is a table for the terminal."""
+    """What was checked, leaf by leaf and witness by witness. `str(report)` is a table for the terminal."""
 
     title: str
     leaves: tuple[LeafReport, ...]
     remarks: tuple[str, ...]
     seconds: float
+    witnesses: tuple[WitnessReport, ...] = ()
 
     @property
     def state(self) -> str:
-        """The worst state of a leaf: "fail" before "undecided" before "pass"."""
-        states = {leaf.state for leaf in self.leaves}
+        """The worst state of a leaf or a witness: "fail" before "undecided" before "pass"."""
+        states = {leaf.state for leaf in self.leaves} | {witness.state for witness in self.witnesses}
         return next((state for state in ("fail", "undecided") if state in states), "pass")
 
     @property
     def ok(self) -> bool:
-        """Whether every leaf passed; undecided is not passed."""
+        """Whether everything passed; undecided is not passed."""
         return self.state == "pass"
 
     def __str__(self) -> str:
-        """A table for the terminal, then the worst element of each failure, then remarks."""
+        """A table for the terminal, then what is wrong and where, the witnesses, and remarks."""
         rows = [_HEADINGS, *(leaf.row() for leaf in self.leaves)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADINGS))]
         lines = [f"{self.state.upper()}  {self.title}  {self.seconds:.1f} s"]
         lines += ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines += [f"  worst: {text}" for leaf in self.leaves if (text := leaf.failure())]
+        lines += [f"  {leaf.name}: {leaf.diagnosis}" for leaf in self.leaves if leaf.diagnosis]
+        names = max((len(witness.name) for witness in self.witnesses), default=0)
+        lines += [f"  {w.name.ljust(names)}  {w.state.ljust(9)}  {w.verdict}" for w in self.witnesses]
         return "\n".join([*lines, *(f"  note: {remark}" for remark in self.remarks)])
 
     def to_json(self) -> str:
@@ -123,16 +154,23 @@ class Report:
         return json.dumps(_plain(content), indent=1, allow_nan=False, ensure_ascii=False)
 
     def table_html(self) -> str:
-        """Only the table, as an HTML fragment for another page."""
+        """Only the tables, as an HTML fragment for another page."""
         head = "".join(f"<th>{html.escape(text)}</th>" for text in _HEADINGS)
         body = []
         for leaf in self.leaves:
             *cells, verdict = (html.escape(cell) for cell in leaf.row())
-            if failure := leaf.failure():
-                verdict += f"<br><code>{html.escape(failure)}</code>"
+            verdict += "".join(
+                f"<br><code>{html.escape(text)}</code>" for text in (leaf.diagnosis, leaf.failure()) if text
+            )
             columns = "".join(f"<td>{cell}</td>" for cell in [*cells, verdict])
             body.append(f'<tr class="{leaf.state}">{columns}</tr>')
-        return f'<table class="gradients"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+        leaves = f'<table class="gradients"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+        rows = "".join(
+            f'<tr class="{w.state}"><td>{html.escape(w.name)}</td><td>{w.state}</td>'
+            f"<td>{html.escape(w.verdict)}</td></tr>"
+            for w in self.witnesses
+        )
+        return leaves + (f'<table class="witnesses"><tbody>{rows}</tbody></table>' if rows else "")
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write a page that needs no other file. A reader never sees half of it."""

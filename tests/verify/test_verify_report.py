@@ -1,5 +1,6 @@
 """What a report says, in each of its forms, and what the caller's mistakes get as an answer."""
 
+import dataclasses
 import json
 from html.parser import HTMLParser
 from pathlib import Path
@@ -86,6 +87,27 @@ def test_state_is_the_worst_of_the_leaves(report: verify.Report) -> None:
     assert state("pass", "pass") == ("pass", True)
     assert state("pass", "undecided") == ("undecided", False)
     assert state("undecided", "fail", "pass") == ("fail", False)
+
+
+def test_witnesses_diagnosis_and_error_are_shown_everywhere(report: verify.Report) -> None:
+    worst = verify.Worst("hand", (1, 0), 2.0, 1.0, 1e-9)
+    leaf = dataclasses.replace(report.leaves[0], worst=worst, diagnosis="sign <flipped>")
+    witnesses = (verify.WitnessReport("adjoint", "not taken", "no jvp"),)
+    made = dataclasses.replace(report, leaves=(leaf,), witnesses=witnesses)
+    for text in (str(made), made.table_html(), made.to_json()):
+        for words in ("adjoint", "not taken", "no jvp", "flipped", "1e-09"):
+            assert words in text
+    assert "<flipped>" not in made.table_html()
+
+
+@pytest.mark.parametrize(
+    ("state", "overall"),
+    [("pass", "pass"), ("not taken", "pass"), ("undecided", "undecided"), ("fail", "fail")],
+)
+def test_witnesses_count(report: verify.Report, state: str, overall: str) -> None:
+    leaf = dataclasses.replace(report.leaves[2], state="pass")
+    witness = verify.WitnessReport("determinism", state, "words")
+    assert verify.Report("t", (leaf,), (), 0.0, (witness,)).state == overall
 
 
 def test_value_that_is_not_finite_is_undecided() -> None:
