@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from jaxnet.verify import kinks, precision
-from jaxnet.verify.judge import Judged, examine, roads_for
+from jaxnet.verify.judge import Examination, Judged, examine, roads_for
+from jaxnet.verify.locate import locate
 from jaxnet.verify.problem import Problem, Rounding, pose
 from jaxnet.verify.report import LeafReport, Report
 from jaxnet.verify.roads import HAND, OWN, REFERENCE
@@ -70,10 +71,7 @@ def check_gradients(
         problem.remarks.append(f"the function's value is {base.value}: there is no gradient to check")
     excused = kinks.excuse(problem, base, rounding)
     own = precision.own_dtype(problem, base.gradients, rounding)
-    reports = [
-        _leaf_report(problem, base.judged[n], base.gradients, excused.get(n), own.get(n), base.value)
-        for n in chosen
-    ]
+    reports = [_leaf_report(base, base.judged[n], excused.get(n), own.get(n)) for n in chosen]
     reports += _value_report(problem, base.value, rounding)
     if problem.stops and any(report.state == "fail" for report in reports):
         problem.remarks.append(
@@ -97,20 +95,14 @@ def assert_gradients(
 
 
 def _leaf_report(
-    problem: Problem,
-    judged: Judged,
-    gradients: Any,
-    excuse: kinks.Excuse | None,
-    own: precision.OwnDtype | None,
-    value: float,
+    base: Examination, judged: Judged, excuse: kinks.Excuse | None, own: precision.OwnDtype | None
 ) -> LeafReport:
+    problem, gradients = base.problem, base.gradients
     leaf = problem.arguments.leaves[judged.number]
-    state, verdict, worst = _verdict(problem, judged, gradients, excuse)
-    if not np.isfinite(value):
-        state, verdict = "undecided", "the function's value is not finite"
-    elif state == "pass" and own is not None and own.error > own.bound:
-        state = "fail"
+    said = _verdict(base, judged, excuse)
+    if said.state == "pass" and own is not None and own.error > own.bound:
         verdict = f"WRONG in {leaf.dtype}: {own.road} is {own.error:.3g} eps off, {own.bound:.3g} allowed"
+        said = kinks.Excuse("fail", verdict, None, f"right in float64, wrong in {leaf.dtype}")
     roads = roads_for(problem, judged.number, gradients)
     best = next(r for r in (REFERENCE, OWN, HAND) if r in roads)
     agreed = max(gap for road, gap in judged.deviations.items() if road != REFERENCE or len(roads) == 1)
@@ -118,7 +110,7 @@ def _leaf_report(
         name=leaf.name,
         shape=leaf.shape,
         dtype=str(leaf.dtype),
-        state=state,
+        state=said.state,
         norm=float(np.linalg.norm(gradients[best][leaf.part])),
         deviations={road: judged.deviations.get(road) for road in (REFERENCE, OWN, HAND)},
         bound=judged.bound if np.isfinite(judged.bound) else None,
@@ -126,31 +118,30 @@ def _leaf_report(
         digits=float(np.clip(-np.log10(max(agreed, 1e-16)), 0, 16)),
         own_dtype_eps=None if own is None else own.error,
         own_dtype_bound=None if own is None else own.bound,
-        verdict=verdict,
-        worst=worst,
+        verdict=said.verdict,
+        worst=said.worst,
+        diagnosis=said.diagnosis,
+        errors=said.errors,
     )
 
 
-def _verdict(
-    problem: Problem, judged: Judged, gradients: Any, excuse: kinks.Excuse | None
-) -> tuple[str, str, Any]:
-    wrong = [road for road in (OWN, HAND) if road in judged.wrong]
+def _verdict(base: Examination, judged: Judged, excuse: kinks.Excuse | None) -> kinks.Excuse:
+    if not np.isfinite(base.value):
+        return kinks.Excuse("undecided", "the function's value is not finite", None)
     if excuse is not None:
-        return excuse.state, excuse.verdict, excuse.worst
-    if wrong:
-        return "fail", "WRONG: " + kinks.describe(problem, judged, wrong, gradients), judged.worst
+        return excuse
+    if judged.wrong - {REFERENCE}:
+        found = locate(base, judged.number)
+        return kinks.Excuse("fail", found.verdict, found.worst, found.diagnosis, found.errors)
     if judged.disputed:
-        return (
-            "undecided",
-            "the roads differ by more than rounding; differences cannot tell which is right",
-            None,
-        )
+        words = "the roads differ by more than rounding; differences cannot tell which is right"
+        return kinks.Excuse("undecided", words, None)
     trusted = REFERENCE in judged.deviations and REFERENCE not in judged.wrong
     if judged.complete or (judged.decided and trusted):
-        return "pass", "ok", None
+        return kinks.Excuse("pass", "ok", None)
     if judged.negligible:
-        return "pass", "ok: no effect on the value beyond rounding", None
-    return "undecided", "differences are too inexact here to tell", None
+        return kinks.Excuse("pass", "ok: no effect on the value beyond rounding", None)
+    return kinks.Excuse("undecided", "differences are too inexact here to tell", None)
 
 
 def _value_report(problem: Problem, value: float, rounding: Rounding) -> list[LeafReport]:

@@ -12,8 +12,9 @@ Reference: C. J. F. Ridders, "Accurate computation of F'(x) and F'(x)F''(x)", Ad
 Software 4 (1982); Press et al., "Numerical Recipes", section 5.7.
 """
 
+import copy
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,28 +26,35 @@ from jaxnet.verify.leaves import Leaf
 
 STEPS = 2.0**-3 * 4.0 ** -np.arange(13)
 _FIRST = slice(2, 8)  # enough for most functions; all thirteen for the lines that did not converge
-_BLOCK = 128  # evaluations per call of the one compiled program
-_ELEMENT_ROW = 4
-DIRECTIONS = 4  # random directions per leaf: two families, two draws
+_BLOCK = 128  # lines per call of the one compiled program
+DIRECTIONS = 4  # random directions of a whole leaf: two families, two draws
+ELEMENT, BORDERS, EXTREMES = 4, 5, 6  # rows of the table: single elements, and two sparse directions
+ALONG = np.array([0, 1, 2, 3, BORDERS, EXTREMES])  # the rows that move a leaf as a whole
+_EXTREME = 8  # so many of the largest elements, and of the smallest
+ANY = -1
 
 
 @dataclass(frozen=True)
 class Probes:
-    """Lines through the point: row of the directions' table, restricted to places start ≤ i < stop."""
+    """Lines through the point: a row of the directions' table at the places start ≤ i < stop of one label.
+
+    `leaf` says which leaf a probe belongs to (the first one of a group). `labels` gives each place of the
+    vector the number of its group; a probe that wants `ANY` label does not care.
+    """
 
     leaf: np.ndarray
     row: np.ndarray
     start: np.ndarray
     stop: np.ndarray
-
-    @property
-    def element(self) -> np.ndarray:
-        """Which probes move a single element."""
-        return self.row == _ELEMENT_ROW
+    label: np.ndarray
+    labels: np.ndarray
 
     def __getitem__(self, chosen: Any) -> "Probes":
         """The chosen probes."""
-        return Probes(self.leaf[chosen], self.row[chosen], self.start[chosen], self.stop[chosen])
+        leaf, row, start, stop, label = (
+            column[chosen] for column in (self.leaf, self.row, self.start, self.stop, self.label)
+        )
+        return Probes(leaf, row, start, stop, label, self.labels)
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,11 @@ class Estimate:
     error: np.ndarray
     kink: np.ndarray
 
+    def __getitem__(self, chosen: Any) -> "Estimate":
+        """The estimates of the chosen probes."""
+        columns = (self.value, self.noise, self.derivative, self.error, self.kink)
+        return Estimate(*(column[chosen] for column in columns))
+
 
 def scales(part: np.ndarray) -> tuple[float, np.ndarray]:
     """A leaf's root mean square (1 for zeros) and the size of each element (that RMS where it is 0)."""
@@ -67,69 +80,131 @@ def scales(part: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def directions(leaves: tuple[Leaf, ...], point: np.ndarray, seed: int) -> np.ndarray:
-    """Rows 0-1: u = r·RMS; rows 2-3: u_i = r_i·|x_i|; row 4: the step of each element on its own.
+    """The table: a row per direction, leaf beside leaf.
 
-    The first family sees small elements; the second respects the edge of a domain such as log's.
+    Rows 0-1: u = r·RMS; rows 2-3: u_i = r_i·|x_i|. The first family sees small elements; the second
+    respects the edge of a domain such as log's. Row `ELEMENT`: the step of each element on its own.
+    Rows `BORDERS` and `EXTREMES` move only the first and last elements along each axis, and the largest
+    and smallest ones: one wrong element stands out there as it does not among millions.
     """
-    table = np.empty((DIRECTIONS + 1, point.size))
+    table = np.zeros((7, point.size))
     for leaf in leaves:
         rng = np.random.default_rng((zlib.crc32(leaf.name.encode()) ^ seed) & 0xFFFFFFFF)
         rms, sizes = scales(point[leaf.part])
-        draws = rng.standard_normal((DIRECTIONS, leaf.stop - leaf.start))
-        table[:2, leaf.part] = draws[:2] * rms
-        table[2:4, leaf.part] = draws[2:] * sizes
-        table[_ELEMENT_ROW, leaf.part] = np.maximum(sizes, 0.1 * rms)
+        for row in range(DIRECTIONS):
+            rng.standard_normal(out=table[row, leaf.part])
+        table[:2, leaf.part] *= rms
+        table[2:4, leaf.part] *= sizes
+        steps = np.maximum(sizes, 0.1 * rms)
+        table[ELEMENT, leaf.part] = steps
+        for row, places in ((BORDERS, _borders(leaf)), (EXTREMES, _extremes(np.abs(point[leaf.part])))):
+            table[row, leaf.start + places] = rng.standard_normal(len(places)) * steps[places]
     return table
 
 
-def along_leaves(leaves: tuple[Leaf, ...], chosen: list[int]) -> Probes:
-    """Four random directions for each of the chosen leaves."""
-    numbers = np.repeat(np.array(chosen, np.int64), DIRECTIONS)
-    bounds = np.array([(leaf.start, leaf.stop) for leaf in leaves])[numbers]
-    return Probes(numbers, np.tile(np.arange(DIRECTIONS), len(chosen)), bounds[:, 0], bounds[:, 1])
+def _borders(leaf: Leaf) -> np.ndarray:
+    """Places in the leaf that are first or last along an axis."""
+    found = np.zeros(leaf.shape, bool)
+    for axis in range(len(leaf.shape)):
+        np.moveaxis(found, axis, 0)[[0, -1]] = True
+    return np.flatnonzero(np.repeat(found, 2) if leaf.is_complex else found)
+
+
+def _extremes(sizes: np.ndarray) -> np.ndarray:
+    """Places of the largest and of the smallest sizes."""
+    if sizes.size <= 2 * _EXTREME:
+        return np.arange(sizes.size)
+    order = np.argpartition(sizes, [_EXTREME, sizes.size - _EXTREME])
+    return np.sort(np.concatenate([order[:_EXTREME], order[-_EXTREME:]]))
+
+
+def along(leaves: tuple[Leaf, ...], groups: Sequence[Sequence[int]]) -> Probes:
+    """Six directions for each group of leaves, which move together."""
+    labels = np.full(leaves[-1].stop, ANY, np.int32)
+    for mark, group in enumerate(groups):
+        for number in group:
+            labels[leaves[number].part] = mark
+    first = np.repeat(np.array([group[0] for group in groups], np.int64), len(ALONG))
+    rows, label = np.tile(ALONG, len(groups)), np.repeat(np.arange(len(groups), dtype=np.int32), len(ALONG))
+    return Probes(first, rows, np.zeros_like(first), np.full_like(first, len(labels)), label, labels)
 
 
 def at_elements(numbers: list[int], places: list[int]) -> Probes:
     """One probe for each (leaf, place in the vector)."""
-    where = np.array(places, np.int64)
-    return Probes(np.array(numbers, np.int64), np.full(len(places), _ELEMENT_ROW), where, where + 1)
+    return within(numbers, ELEMENT, places, [place + 1 for place in places])
+
+
+def within(numbers: list[int], row: int, starts: list[int], stops: list[int]) -> Probes:
+    """One probe for each (leaf, start, stop): a row of the table between two places."""
+    count = len(starts)
+    start, stop, every = np.array(starts, np.int64), np.array(stops, np.int64), np.full(count, ANY, np.int32)
+    return Probes(np.array(numbers, np.int64), np.full(count, row), start, stop, every, np.zeros(1, np.int32))
 
 
 def join(first: Probes, second: Probes) -> Probes:
-    """Both sets of probes."""
-    return Probes(
-        *(np.concatenate([getattr(first, k), getattr(second, k)]) for k in ("leaf", "row", "start", "stop"))
-    )
+    """Both sets of probes, with the labels of the first."""
+    columns = ("leaf", "row", "start", "stop", "label")
+    leaf, row, start, stop, label = (np.concatenate([getattr(first, k), getattr(second, k)]) for k in columns)
+    return Probes(leaf, row, start, stop, label, first.labels)
 
 
 class Lines:
     """Values of φ along lines through a point, by one compiled program for every line."""
 
-    def __init__(self, phi: Callable[[Any], Any]) -> None:
-        """Compile nothing yet; `phi` maps the vector to a scalar."""
+    def __init__(self, phi: Callable[[Any, Any], Any], *, traceable: bool = True) -> None:
+        """Compile nothing yet.
 
-        def value(point: Any, table: Any, probe: Any) -> Any:
-            row, start, stop, step = probe
+        `phi(v, extra)` maps the vector, and what else is given for the point, to a scalar; it is called as it
+        is if it is not `traceable`.
+        """
+
+        def run(fixed: Any, probes: Any, count: Any, steps: Any, taken: Any) -> Any:
+            point, table, labels, extra = fixed
             place = jnp.arange(point.size)
-            inside = (start <= place) & (place < stop)
-            return phi(point + step * jnp.where(inside, table[row], 0))
 
-        # A loop rather than vmap: each evaluation is then exactly the function that was given.
-        self._run = jax.jit(
-            lambda point, table, probes: jax.lax.map(lambda probe: value(point, table, probe), probes)
-        )
+            def along(i: Any, values: Any) -> Any:
+                row, start, stop, label = (column[i] for column in probes)
+                inside = (start <= place) & (place < stop) & ((label == ANY) | (label == labels))
+                direction = jnp.where(inside, table[row], 0)
+
+                def at(j: Any, values: Any) -> Any:
+                    return values.at[i, j].set(phi(point + steps[j] * direction, extra))
+
+                return loop(0, taken, at, values)
+
+            return loop(0, count, along, jnp.zeros((_BLOCK, steps.size), point.dtype))
+
+        # Loops rather than vmap: each evaluation is then exactly the function that was given.
+        loop = jax.lax.fori_loop if traceable else _python_loop
+        self._run = jax.jit(run) if traceable else run
+        self._extra: Callable[[np.ndarray], Any] = lambda point: ()
+
+    def given(self, extra: Callable[[np.ndarray], Any]) -> "Lines":
+        """The same lines, `extra(point)` being what φ depends on besides; nothing is compiled anew."""
+        lines = copy.copy(self)
+        lines._extra = extra
+        return lines
 
     def __call__(self, point: np.ndarray, table: np.ndarray, probes: Probes, steps: np.ndarray) -> np.ndarray:
         """φ(x + t·u) for each probe (rows) and each step t (columns)."""
-        repeated = [np.repeat(v, len(steps)) for v in (probes.row, probes.start, probes.stop)]
-        columns = [*repeated, np.tile(steps, len(probes.row))]
-        count = len(columns[0])
-        point_, table_ = jnp.asarray(point), jnp.asarray(table)
+        padded = np.resize(steps, 2 * len(STEPS) + 1)
+        labels = np.broadcast_to(probes.labels, point.shape)
+        fixed = jax.tree.map(jnp.asarray, (point, table, labels, self._extra(point)))
         values = []
-        for begin in range(0, count, _BLOCK):
-            block = [np.resize(c[begin : begin + _BLOCK], _BLOCK) for c in columns]
-            values.append(self._run(point_, table_, tuple(block)))
-        return np.concatenate([np.asarray(v) for v in values])[:count].reshape(-1, len(steps))
+        for begin in range(0, len(probes.row), _BLOCK):
+            block = probes[begin : begin + _BLOCK]
+            columns = tuple(
+                jnp.asarray(np.resize(c, _BLOCK)) for c in (block.row, block.start, block.stop, block.label)
+            )
+            found = self._run(fixed, columns, len(block.row), jnp.asarray(padded), len(steps))
+            values.append(np.asarray(found)[: len(block.row), : len(steps)])
+        return np.concatenate(values)
+
+
+def _python_loop(start: int, stop: int, body: Callable[[Any, Any], Any], value: Any) -> Any:
+    for i in range(start, stop):
+        value = body(i, value)
+    return value
 
 
 def estimate(
@@ -144,6 +219,9 @@ def estimate(
 ) -> Estimate:
     """Derivatives along `probes`, with all steps for those not converged to 1e-9 of `scale`.
 
+    Smaller steps are no help where rounding is what limits: their error is at least 16·noise/h of the last
+    step that was taken. Such lines are left at 1e-7.
+
     Args:
         lines: the compiled evaluations of φ.
         point: where.
@@ -156,7 +234,9 @@ def estimate(
     if not len(probes.row):
         return Estimate(*(np.empty(0) for _ in range(5)))
     result = _ridders(lines, point, table, probes, eps, rounding, STEPS[_FIRST])
-    rough = ~(10 * result.error <= 1e-9 * np.maximum(scale, np.abs(result.derivative)))
+    size = np.maximum(scale, np.abs(result.derivative))
+    limited = (result.error <= 16 * result.noise / STEPS[_FIRST][-1]) & (10 * result.error <= 1e-7 * size)
+    rough = ~limited & ~(10 * result.error <= 1e-9 * size)
     if rough.any():
         again = _ridders(lines, point, table, probes[rough], eps, rounding[rough], STEPS)
         better = again.error < result.error[rough]

@@ -1,24 +1,29 @@
-"""The judgement of one leaf at one point: finite differences are the judge, the other roads locate.
+"""The judgement of the leaves at one point: finite differences are the judge, the other roads locate.
 
 A road with gradient g is right along u if |⟨g,u⟩ - D| ≤ 10·err + 1e-9·max(|⟨g,u⟩|, |D|) + 1e-12·Σ|g u|,
 with D and err from Ridders' differences; no tolerance is the caller's. Where two roads differ in an
 element although each is right along every direction, differences at that element decide between them.
+
+Each leaf has directions of its own. In a tree so large that this takes too long, leaves whose derivatives
+are of one order move together in groups, and a group is split only if something is wrong in it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from jaxnet.verify import differences
-from jaxnet.verify.differences import DIRECTIONS, Estimate, Probes
+from jaxnet.verify.differences import ALONG, DIRECTIONS, ELEMENT, Estimate, Probes
 from jaxnet.verify.problem import Problem, Rounding
-from jaxnet.verify.report import Worst
 from jaxnet.verify.roads import HAND, OWN, REFERENCE, setting
 
 ALL_ELEMENTS = 64  # leaves of up to so many elements are differenced element by element
 _SOME_ELEMENTS = 8
-_ELEMENT_BUDGET = 512
+_LINES = 512  # lines of one examination beside the directions, where the vector is short
+_MOVED = 2.0**29  # floats that the lines of one examination may move: some seconds of a CPU
+_EVALUATIONS = 13.0  # per line
+_ONE_ORDER = 100.0  # ratio of derivatives in one group: an error of 1e-6 of the smallest is seen then
 
 
 @dataclass
@@ -35,33 +40,75 @@ class Judged:
     negligible: bool = False  # the derivative is below the rounding of φ, so is the bound
     disputed: bool = False  # two roads differ and differences cannot say which is right
     kinked: bool = False
-    worst: Worst | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Examination:
     """All roads and all differences at one point."""
 
+    problem: Problem
+    point: np.ndarray
+    rounding: Rounding
     gradients: Mapping[str, np.ndarray]
-    judged: Mapping[int, Judged]
-    value: float
+    table: np.ndarray
+    judged: dict[int, Judged] = field(default_factory=dict)
+    value: float = np.nan
+
+    def differences(self, probes: Probes, groups: Sequence[Sequence[int]]) -> Estimate:
+        """Derivatives along `probes`; a probe of a label moves the leaves of that one of `groups`."""
+        problem, leaves = self.problem, self.problem.arguments.leaves
+        summed, scale = np.zeros(len(leaves)), np.zeros(len(leaves))
+        for number in {int(n) for n in probes.leaf}.union(*groups):
+            part = leaves[number].part
+            for road in roads_for(problem, number, self.gradients):
+                g = np.nan_to_num(self.gradients[road][part], posinf=0, neginf=0)
+                summed[number] = max(summed[number], np.linalg.norm(g * self.point[part]))
+                scale[number] = max(scale[number], np.abs(g * self.table[ELEMENT, part]).max())
+        together = [list(groups[label]) if label >= 0 else [n]
+                    for n, label in zip(probes.leaf, probes.label, strict=True)]  # fmt: skip
+        with setting(problem.promoted):
+            return differences.estimate(
+                problem.lines,
+                self.point,
+                self.table,
+                probes,
+                eps=problem.eps,
+                rounding=problem.eps * np.array([np.linalg.norm(summed[n]) for n in together])
+                + self.rounding.value,
+                scale=np.array([scale[n].max() for n in together]),
+            )
 
 
 def examine(problem: Problem, point: np.ndarray, rounding: Rounding, chosen: list[int]) -> Examination:
     """Judge the `chosen` leaves at `point`; `rounding` is how exactly φ and its gradient are known there."""
     gradients = {road: gradient(point) for road, gradient in problem.roads.items()}
-    leaves = problem.arguments.leaves
-    table = differences.directions(leaves, point, problem.seed)
-    probes = differences.join(
-        differences.along_leaves(leaves, chosen), _some_elements(problem, gradients, rounding, chosen)
-    )
-    found = _differences(problem, point, table, probes, gradients, rounding)
-    judged = {}
-    for number in chosen:
-        mine = probes.leaf == number
-        part = Estimate(*(getattr(found, k)[mine] for k in ("value", "noise", "derivative", "error", "kink")))
-        judged[number] = _judge(problem, number, table, probes[mine], part, gradients, rounding)
-    return Examination(gradients, judged, float(found.value[0]))
+    table = differences.directions(problem.arguments.leaves, point, problem.seed)
+    seen = Examination(problem, point, rounding, gradients, table)
+    groups = _groups(seen, chosen)
+    spare = affordable_lines(problem) - len(ALONG) * len(groups)
+    elements = _some_elements(seen, chosen, min(_LINES, spare))
+    while groups:
+        along = differences.along(problem.arguments.leaves, groups)
+        mine = elements[np.isin(elements.leaf, [number for group in groups for number in group])]
+        found = seen.differences(differences.join(along, mine), groups)
+        seen.value = float(found.value[0])
+        split: list[list[int]] = []
+        for label, group in enumerate(groups):
+            ours = np.arange(label * len(ALONG), (label + 1) * len(ALONG))
+            if not _judge_group(seen, group, found[ours]):
+                split += [group[: len(group) // 2], group[len(group) // 2 :]]
+        for number in seen.judged:
+            ours = len(along.row) + np.flatnonzero(mine.leaf == number)
+            _judge_elements(seen, number, mine.start[ours - len(along.row)], found[ours])
+        groups = split
+    for judged in seen.judged.values():
+        _compare(seen, judged)
+    return seen
+
+
+def affordable_lines(problem: Problem) -> int:
+    """How many lines take some seconds in a vector of this length."""
+    return int(_MOVED / _EVALUATIONS / problem.point.size)
 
 
 def roads_for(problem: Problem, number: int, gradients: Mapping[str, np.ndarray]) -> list[str]:
@@ -69,118 +116,141 @@ def roads_for(problem: Problem, number: int, gradients: Mapping[str, np.ndarray]
     return [road for road in gradients if road != HAND or number in problem.claimed]
 
 
-def _some_elements(
-    problem: Problem, gradients: Mapping[str, np.ndarray], rounding: Rounding, chosen: list[int]
-) -> Probes:
+def _groups(seen: Examination, chosen: list[int]) -> list[list[int]]:
+    """A group per leaf; if those are too many, leaves of one order of size of the derivative together."""
+    if len(ALONG) * len(chosen) <= max(affordable_lines(seen.problem), len(ALONG)):
+        return [[number] for number in chosen]
+    sizes = {number: max(_sizes(seen, number).values()) for number in chosen}
+    smallest = 1e-8 * max(sizes.values())  # below that nothing can be told anyway
+    groups: dict[bool, list[list[int]]] = {True: [], False: []}
+    for number in sorted(chosen, key=lambda n: -sizes[n]):
+        mine = groups[number in seen.problem.claimed]
+        if not mine or max(sizes[number], smallest) * _ONE_ORDER < sizes[mine[-1][0]]:
+            mine.append([])
+        mine[-1].append(number)
+    return groups[True] + groups[False]
+
+
+def _sizes(seen: Examination, number: int) -> dict[str, float]:
+    """The size of the derivative along the first direction, by road."""
+    part = seen.problem.arguments.leaves[number].part
+    return {
+        road: float(np.linalg.norm(np.nan_to_num(seen.gradients[road][part]) * seen.table[0, part]))
+        for road in roads_for(seen.problem, number, seen.gradients)
+    }
+
+
+def _some_elements(seen: Examination, chosen: list[int], lines: int) -> Probes:
     """Every element of small leaves; of large ones first, last, random and the most disputed elements."""
-    limit = min(ALL_ELEMENTS, max(_SOME_ELEMENTS, _ELEMENT_BUDGET // len(chosen)))
-    rng = np.random.default_rng(problem.seed & 0xFFFFFFFF)
+    limit = min(ALL_ELEMENTS, lines // len(chosen))
+    rng = np.random.default_rng(seen.problem.seed & 0xFFFFFFFF)
     numbers: list[int] = []
     places: list[int] = []
-    for number in chosen:
-        leaf = problem.arguments.leaves[number]
+    for number in chosen if limit > 0 else ():
+        leaf = seen.problem.arguments.leaves[number]
         size = leaf.stop - leaf.start
-        if size <= limit:
+        if size <= max(limit, _SOME_ELEMENTS):
             mine = np.arange(size)
         else:
             mine = np.concatenate([[0, size - 1], rng.integers(0, size, _SOME_ELEMENTS - 2)])
-            for gap, tolerance in _gaps(problem, number, gradients, rounding).values():
-                mine = np.concatenate([mine, np.argsort(gap)[-3:]]) if gap.max() > tolerance else mine
-            mine = np.unique(mine)
+            for gap, tolerance in gaps(seen, number).values():
+                mine = np.concatenate([np.argsort(gap)[-3:], mine]) if gap.max() > tolerance else mine
+            mine = np.unique(mine[: max(limit, 3)])
         numbers += [number] * len(mine)
         places += [leaf.start + int(i) for i in mine]
     return differences.at_elements(numbers, places)
 
 
-def _gaps(
-    problem: Problem, number: int, gradients: Mapping[str, np.ndarray], rounding: Rounding
-) -> dict[tuple[str, str], tuple[np.ndarray, float]]:
+def gaps(seen: Examination, number: int) -> dict[tuple[str, str], tuple[np.ndarray, float]]:
     """Elementwise differences of each pair of roads, and the difference that means nothing."""
-    part = problem.arguments.leaves[number].part
-    roads = roads_for(problem, number, gradients)
-    gaps = {}
+    part = seen.problem.arguments.leaves[number].part
+    roads = roads_for(seen.problem, number, seen.gradients)
+    found = {}
     for first, second in ((OWN, REFERENCE), (HAND, REFERENCE), (HAND, OWN)):
         if first in roads and second in roads:
-            a, b = gradients[first][part], gradients[second][part]
+            a, b = seen.gradients[first][part], seen.gradients[second][part]
             with np.errstate(invalid="ignore"):
                 gap = np.nan_to_num(np.abs(a - b), nan=np.inf)
-            size = np.nanmax(np.where(np.isfinite(b), np.abs(b), 0))
-            gaps[first, second] = (gap, problem.floor * float(size) + 16 * float(rounding.gradient[part].max()))
-    return gaps
+            found[first, second] = (gap, nothing(seen, number, b))
+    return found
 
 
-def _differences(
-    problem: Problem,
-    point: np.ndarray,
-    table: np.ndarray,
-    probes: Probes,
-    gradients: Mapping[str, np.ndarray],
-    rounding: Rounding,
-) -> Estimate:
-    leaves = problem.arguments.leaves
-    summed, scale = np.zeros(len(leaves)), np.zeros(len(leaves))
-    for number in np.unique(probes.leaf):
-        part = leaves[number].part
-        for road in roads_for(problem, int(number), gradients):
-            g = np.nan_to_num(gradients[road][part], posinf=0, neginf=0)
-            summed[number] = max(summed[number], np.linalg.norm(g * point[part]))
-            scale[number] = max(scale[number], np.abs(g * table[-1, part]).max())
-    with setting(problem.promoted):
-        return differences.estimate(
-            problem.lines,
-            point,
-            table,
-            probes,
-            eps=problem.eps,
-            rounding=problem.eps * summed[probes.leaf] + rounding.value,
-            scale=scale[probes.leaf],
-        )
+def nothing(seen: Examination, number: int, gradient: np.ndarray) -> float:
+    """The difference from `gradient` in an element of the leaf that means nothing."""
+    part = seen.problem.arguments.leaves[number].part
+    size = float(np.abs(gradient).max(initial=0, where=np.isfinite(gradient)))
+    return seen.problem.floor * size + 16 * float(seen.rounding.gradient[part].max())
 
 
-def _judge(
-    problem: Problem,
-    number: int,
-    table: np.ndarray,
-    probes: Probes,
-    found: Estimate,
-    gradients: Mapping[str, np.ndarray],
-    rounding: Rounding,
-) -> Judged:
-    leaf = problem.arguments.leaves[number]
-    result = Judged(number, kinked=bool((found.kink > 0).any()))
-    steps = table[:DIRECTIONS, leaf.part]
-    places = probes.start[DIRECTIONS:]
-    misses = {}
-    for road in roads_for(problem, number, gradients):
-        g = gradients[road]
-        terms = g[leaf.part] * steps
-        claims = np.concatenate([terms.sum(axis=1), g[places] * table[-1, places]])
-        size = np.concatenate([np.linalg.norm(terms, axis=1), np.abs(g[places] * table[-1, places])])
-        summed = np.concatenate([np.abs(terms).sum(axis=1), np.zeros(len(places))])
-        # An element is judged on the scale of its leaf: no difference sees elements a billion times smaller.
-        summed[DIRECTIONS:] = 1e12 * problem.floor * np.abs(g[leaf.part] * table[-1, leaf.part]).max()
-        reach = np.maximum(np.abs(claims), np.abs(found.derivative))
-        bound = 10 * found.error + problem.floor * reach + 1e-12 * summed
+def _judge_group(seen: Examination, group: list[int], found: Estimate) -> bool:
+    """Judge leaves by the directions along which they move together; False if that has to be split."""
+    problem, leaves = seen.problem, seen.problem.arguments.leaves
+    off: dict[str, bool | None] = {}
+    results = {number: Judged(number, kinked=bool((found.kink > 0).any())) for number in group}
+    for road in roads_for(problem, group[0], seen.gradients):
+        claims, summed, sizes = np.zeros(len(ALONG)), np.zeros(len(ALONG)), {}
+        for number in group:
+            part = leaves[number].part
+            for k, row in enumerate(ALONG):
+                terms = seen.gradients[road][part] * seen.table[row, part]
+                claims[k] += terms.sum()
+                summed[k] += np.abs(terms).sum()
+                sizes[number, k] = float(np.linalg.norm(terms))
+        bound = 10 * found.error + problem.floor * np.maximum(np.abs(claims), np.abs(found.derivative))
+        bound += 1e-12 * summed
         with np.errstate(invalid="ignore"):
-            misses[road] = np.abs(claims - found.derivative) - bound
-            off = ~(misses[road] <= 0)
+            missed = ~(np.abs(claims - found.derivative) <= bound)
         # One direction of four is no proof: an estimate of the error can be unlucky.
-        if off.sum() > 1 or off[DIRECTIONS:].any():
-            result.wrong.add(road)
-        elif off.any():
-            result.disputed = True
-        _resolve(problem, result, road, claims, size, bound, found)
-    _compare(problem, result, gradients, rounding)
-    wrong = [road for road in (HAND, OWN) if road in result.wrong]
-    if wrong:
-        result.worst = _worst(problem, result, wrong[0], gradients, places, misses[wrong[0]], found, table[-1])
-    return result
+        off[road] = True if missed.sum() > 1 or missed[DIRECTIONS:].any() else None if missed.any() else False
+        for number, result in results.items():
+            size = np.array([sizes[number, k] for k in range(DIRECTIONS)])
+            _resolve(problem, result, road, bool(off[road]), claims[:DIRECTIONS], size, bound[:DIRECTIONS], found)
+    if len(group) == 1:
+        results[group[0]].wrong = {road for road, state in off.items() if state}
+        results[group[0]].disputed = None in off.values()
+    elif any(state is not False for state in off.values()) and not _attribute(seen, results, off):
+        return False
+    seen.judged.update(results)
+    return True
+
+
+def _attribute(seen: Examination, results: dict[int, Judged], off: Mapping[str, bool | None]) -> bool:
+    """Find in which leaves of a group a road is wrong by comparing it with one that is right in all of them."""
+    right = next((road for road, state in off.items() if state is False), None)
+    if right is None:
+        return False
+    for road in [road for road, state in off.items() if state]:
+        for number, result in results.items():
+            part = seen.problem.arguments.leaves[number].part
+            expected = seen.gradients[right][part]
+            with np.errstate(invalid="ignore"):
+                if not np.abs(seen.gradients[road][part] - expected).max() <= nothing(seen, number, expected):
+                    result.wrong.add(road)
+        if not any(road in result.wrong for result in results.values()):
+            return False
+    return None not in off.values()
+
+
+def _judge_elements(seen: Examination, number: int, places: np.ndarray, found: Estimate) -> None:
+    """Hold the roads against differences at single elements of a leaf."""
+    leaf, judged, steps = seen.problem.arguments.leaves[number], seen.judged[number], seen.table[ELEMENT]
+    judged.kinked |= bool((found.kink > 0).any())
+    for road in roads_for(seen.problem, number, seen.gradients):
+        g = seen.gradients[road]
+        claims = g[places] * steps[places]
+        # An element is judged on the scale of its leaf: no difference sees elements a billion times smaller.
+        bound = 10 * found.error + seen.problem.floor * np.maximum(np.abs(claims), np.abs(found.derivative))
+        bound += seen.problem.floor * np.abs(g[leaf.part] * steps[leaf.part]).max()
+        with np.errstate(invalid="ignore"):
+            if (~(np.abs(claims - found.derivative) <= bound)).any():
+                judged.wrong.add(road)
 
 
 def _resolve(
     problem: Problem,
     result: Judged,
     road: str,
+    wrong: bool,
     claims: np.ndarray,
     size: np.ndarray,
     bound: np.ndarray,
@@ -188,57 +258,28 @@ def _resolve(
 ) -> None:
     """How well the differences resolved the leaf's directions, and how far the road is from them."""
     derivative, error = found.derivative[:DIRECTIONS], found.error[:DIRECTIONS]
-    scale = np.maximum(np.nan_to_num(size[:DIRECTIONS]), np.abs(derivative))
-    decided = bound[:DIRECTIONS] <= problem.resolution * scale
+    scale = np.maximum(np.nan_to_num(size), np.abs(derivative))
+    decided = bound <= problem.resolution * scale
     tiny = 10 * error <= max(1e-9 / problem.eps, 1e3) * found.noise[:DIRECTIONS]
     with np.errstate(divide="ignore", invalid="ignore"):
-        gap = np.abs(claims[:DIRECTIONS] - derivative)
+        gap = np.abs(claims - derivative)
         relative = np.where(gap == 0, 0.0, gap / scale)
         bounds = np.where(scale > 0, 10 * error / scale, np.inf)
     chosen = decided if decided.any() else np.ones(DIRECTIONS, bool)
     result.deviations[road] = float(np.nan_to_num(relative[chosen], nan=np.inf).max())
-    if road not in result.wrong:
+    if not wrong:
         result.bound = min(result.bound, float(bounds[chosen].max()))
         result.decided |= bool(decided.any())
         result.complete |= bool(decided.all())
         result.negligible |= bool(tiny.all())
 
 
-def _compare(problem: Problem, result: Judged, gradients: Mapping[str, np.ndarray], rounding: Rounding) -> None:
+def _compare(seen: Examination, result: Judged) -> None:
     """Compare, element by element, the roads that differences found nothing against."""
-    part = problem.arguments.leaves[result.number].part
-    for (first, second), (gap, tolerance) in _gaps(problem, result.number, gradients, rounding).items():
+    part = seen.problem.arguments.leaves[result.number].part
+    for (first, second), (gap, tolerance) in gaps(seen, result.number).items():
         if first not in result.wrong and second not in result.wrong:
-            size = np.abs(gradients[second][part]).max()
+            size = np.abs(seen.gradients[second][part]).max()
             relative = float(gap.max() / size) if size else float(gap.max() > 0)
             result.spread = max(result.spread or 0.0, relative)
             result.disputed |= bool(gap.max() > tolerance)
-
-
-def _worst(
-    problem: Problem,
-    result: Judged,
-    road: str,
-    gradients: Mapping[str, np.ndarray],
-    places: np.ndarray,
-    misses: np.ndarray,
-    found: Estimate,
-    steps: np.ndarray,
-) -> Worst | None:
-    """The worst element of a wrong road: against a road found right, else against the differences."""
-    leaf = problem.arguments.leaves[result.number]
-    got = gradients[road][leaf.part]
-    roads = roads_for(problem, result.number, gradients)
-    right = next((r for r in (REFERENCE, OWN) if r in roads and r not in result.wrong), None)
-    if right is not None:
-        expected = gradients[right][leaf.part]
-        with np.errstate(invalid="ignore"):
-            place = int(np.nan_to_num(np.abs(got - expected), nan=np.inf).argmax())
-        return Worst(road, leaf.index(place), float(got[place]), float(expected[place]))
-    element = np.nan_to_num(misses[DIRECTIONS:], nan=np.inf)
-    if not (element > 0).any():
-        return None
-    chosen = int(element.argmax())
-    place = int(places[chosen]) - leaf.start
-    expected = found.derivative[DIRECTIONS + chosen] / steps[places[chosen]]
-    return Worst(road, leaf.index(place), float(got[place]), float(expected))

@@ -1,4 +1,4 @@
-"""Functions that are not smooth at the point, and words for what is wrong with a gradient.
+"""Functions that are not smooth at the point.
 
 At a kink (relu at exactly 0, two equal maxima) differences converge to the mean of two slopes while the
 right answer is any subgradient. Then (a) the same examination at a point moved by 1e-3 of each element
@@ -9,15 +9,15 @@ Reference: F. H. Clarke, "Optimization and Nonsmooth Analysis" (1983): the gener
 convex hull of limits of gradients nearby; the interval per element is its bounding box.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from jaxnet.verify.differences import scales
-from jaxnet.verify.judge import Examination, Judged, examine, roads_for
+from jaxnet.verify.judge import Examination, examine, roads_for
+from jaxnet.verify.locate import locate
 from jaxnet.verify.problem import Problem, Rounding
-from jaxnet.verify.report import Worst
+from jaxnet.verify.report import ErrorMap, Worst
 from jaxnet.verify.roads import HAND, OWN, REFERENCE
 
 _SAMPLES = 24
@@ -31,6 +31,8 @@ class Excuse:
     state: str
     verdict: str
     worst: Worst | None
+    diagnosis: str | None = None
+    errors: ErrorMap | None = None
 
 
 def excuse(problem: Problem, base: Examination, rounding: Rounding) -> dict[int, Excuse]:
@@ -82,8 +84,9 @@ def _excuse(problem: Problem, base: Examination, again: Examination, nearby: np.
     leaf, judged = problem.arguments.leaves[number], again.judged[number]
     wrong = [road for road in (OWN, HAND) if road in judged.wrong]
     if wrong:
-        words = describe(problem, judged, wrong, again.gradients)
-        return Excuse("fail", f"WRONG beside the kink too: {words}", judged.worst)
+        found = locate(again, number)
+        words = found.verdict.replace("WRONG", "WRONG beside the kink too")
+        return Excuse("fail", words, found.worst, found.diagnosis, found.errors)
     if judged.disputed or not (judged.decided or judged.negligible):
         return Excuse("undecided", "on a kink, and differences beside it are too inexact", None)
     low, high = nearby[:, leaf.part].min(axis=0), nearby[:, leaf.part].max(axis=0)
@@ -98,34 +101,3 @@ def _excuse(problem: Problem, base: Examination, again: Examination, nearby: np.
             return Excuse("fail", f"WRONG: {road} is no subgradient at the kink", worst)
     count = int((high - low > 1e-3 * size).sum())
     return Excuse("pass", f"ok: {count} elements on a kink, a valid subgradient", None)
-
-
-def describe(problem: Problem, judged: Judged, wrong: list[str], gradients: Mapping[str, np.ndarray]) -> str:
-    """Which roads are wrong, at how many elements, and the simplest relation to the right gradient."""
-    leaf = problem.arguments.leaves[judged.number]
-    roads = roads_for(problem, judged.number, gradients)
-    right = next((r for r in (REFERENCE, OWN) if r in roads and r not in judged.wrong), None)
-    names = " and ".join(wrong)
-    got = gradients[wrong[-1]][leaf.part]
-    if not np.isfinite(got).all():
-        return f"{names} not finite at {int((~np.isfinite(got)).sum())} of {got.size}"
-    if right is None:
-        return f"{names} against differences"
-    expected = gradients[right][leaf.part]
-    off = int((np.abs(got - expected) > problem.floor * np.abs(expected).max()).sum())
-    return f"{names} at {off} of {got.size}{_relation(got, expected, leaf.shape)}"
-
-
-def _relation(got: np.ndarray, expected: np.ndarray, shape: tuple[int, ...]) -> str:
-    size = float(np.linalg.norm(expected))
-    if not got.any():
-        return ", zero"
-    if not size:
-        return ", where zero is right"
-    ratio = float(got @ expected) / size**2
-    if np.linalg.norm(got - ratio * expected) <= 1e-7 * abs(ratio) * size:
-        return f", {ratio:.7g} times the right one"
-    square = len(shape) == 2 and shape[0] == shape[1] and got.size == shape[0] ** 2
-    if square and np.linalg.norm(got.reshape(shape).T.reshape(-1) - expected) <= 1e-7 * size:
-        return ", transposed"
-    return ""

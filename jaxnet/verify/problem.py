@@ -93,7 +93,7 @@ def pose(
         own_eps=max(own_eps, eps),
         random="random_bits" in names,
         stops="stop_gradient" in names,
-        lines=Lines(phi),
+        lines=Lines(lambda v, extra: phi(v)),
         roads=taken,
         claimed=claimed,
         forward=forward,

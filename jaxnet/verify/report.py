@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 ROADS = ("reference", "jax.grad", "hand", "differences")
+_CELLS = (48, 64)  # rows and columns of an error map at most
 _HEADINGS = ("leaf", "shape", "dtype", "|gradient|", *ROADS, "digits", "own dtype", "verdict")
 
 
@@ -32,6 +35,36 @@ class Worst:
     got: float
     expected: float
     error: float | None = None
+
+
+@dataclass(frozen=True)
+class ErrorMap:
+    """Errors of a leaf's gradient as a picture.
+
+    Attributes:
+        cells: rows of numbers, each the largest error of a block of elements, relative to the largest right
+            element of the leaf; inf where the gradient is not finite, None where the right one is unknown.
+        block: elements per cell, down and across.
+    """
+
+    cells: tuple[tuple[float | None, ...], ...]
+    block: tuple[int, int]
+
+    @classmethod
+    def of(cls, errors: np.ndarray) -> "ErrorMap":
+        """Errors of the leaf's shape (NaN: unknown); the last axis goes across, all others go down."""
+        last = errors.shape[-1] if errors.ndim else 1
+        table = errors.reshape(-1, last) if errors.size else np.zeros((0, 0))
+        if errors.ndim < 2 and errors.size > _CELLS[1]:  # a vector is folded like lines of text
+            last = max(_CELLS[1], math.isqrt(errors.size))
+            table = np.pad(errors.reshape(-1), (0, -errors.size % last), constant_values=np.nan).reshape(-1, last)
+        block = tuple(-(-length // most) for length, most in zip(table.shape, _CELLS, strict=True))
+        padding = [(0, -length % size) for length, size in zip(table.shape, block, strict=True)]
+        table = np.pad(table, padding, constant_values=np.nan)
+        rows, columns = table.shape[0] // block[0], table.shape[1] // block[1]
+        cells = np.fmax.reduce(table.reshape(rows, block[0], columns, block[1]), axis=(1, 3))
+        shown = tuple(tuple(None if math.isnan(c) else float(f"{c:.2e}") for c in row) for row in cells)
+        return cls(shown, (block[0], block[1]))
 
 
 @dataclass(frozen=True)
@@ -69,6 +102,7 @@ class LeafReport:
         verdict: the judgement in words.
         worst: for a failure, the worst element.
         diagnosis: for a failure, words that name the mistake, if one of the usual ones fits.
+        errors: for a failure, a picture of where it is.
     """
 
     name: str
@@ -85,6 +119,7 @@ class LeafReport:
     verdict: str
     worst: Worst | None = None
     diagnosis: str | None = None
+    errors: ErrorMap | None = None
 
     def row(self) -> tuple[str, ...]:
         """The leaf's cells of the table."""
