@@ -3,9 +3,9 @@
 from jaxnet.verify.check import GradientError as GradientError
 from jaxnet.verify.check import assert_gradients as assert_gradients
 from jaxnet.verify.check import check_gradients as check_gradients
+from jaxnet.verify.error_map import ErrorMap as ErrorMap
 from jaxnet.verify.layer import LayerLike as LayerLike
 from jaxnet.verify.layer import check_layer as check_layer
-from jaxnet.verify.report import ErrorMap as ErrorMap
 from jaxnet.verify.report import LeafReport as LeafReport
 from jaxnet.verify.report import Report as Report
 from jaxnet.verify.report import WitnessReport as WitnessReport

@@ -1,8 +1,9 @@
 """The usual mistakes, tried against a gradient that is wrong: which of them explains it?
 
 Each hypothesis is a small function that looks at the evidence and yields pairs (words, residual), simple
-ones first: the residual is the relative distance between the wrong gradient, repaired as the hypothesis says, and the right
-one. `HYPOTHESES` lists them from the simplest to the most special; the first that fits names the mistake.
+ones first: the residual is the relative distance between the wrong gradient, repaired as the hypothesis
+says, and the right one. `HYPOTHESES` lists them from the simplest to the most special; the first that fits
+names the mistake.
 
 The right gradient g is known at some elements, or at all, and along some directions u by the number ⟨g, u⟩:
 a repaired gradient that agrees with all of these is right.
@@ -12,6 +13,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import comb
+from typing import Any
 
 import numpy as np
 
@@ -227,7 +229,7 @@ def by_size(e: Evidence) -> Found:
 def ties(e: Evidence) -> Found:
     """Wrong only at elements that are equal to another element."""
     _, inverse, count = np.unique(e.point, return_inverse=True, return_counts=True)
-    yield from _only(e, (count[inverse] > 1).reshape(e.point.shape), "at ties (elements that equal another one)")
+    yield from _only(e, np.reshape(count[inverse] > 1, e.point.shape), "at ties (elements that equal another one)")
 
 
 def duplicates(e: Evidence) -> Found:
@@ -261,9 +263,9 @@ HYPOTHESES: tuple[Callable[[Evidence], Found], ...] = (
 )
 
 
-def _only(e: Evidence, region: np.ndarray, words: str) -> Found:
+def _only(e: Evidence, region: Any, words: str) -> Found:
     """Whether `region` holds every wrong element and nothing but wrong ones, more than by chance."""
-    inside = region.reshape(-1)[e.places]
+    inside = np.reshape(region, -1)[e.places]
     wrong, total = int(e.wrong.sum()), len(e.places)
     counted = inside & ((e.expected != 0) | e.wrong)  # 0 is right whatever it was multiplied by
     if not wrong or (e.wrong & ~inside).any() or int(counted.sum()) == total or wrong < 0.9 * counted.sum():

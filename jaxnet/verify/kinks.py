@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxnet.verify.differences import scales
+from jaxnet.verify.error_map import ErrorMap
 from jaxnet.verify.judge import Examination, examine, roads_for
 from jaxnet.verify.locate import locate
 from jaxnet.verify.problem import Problem, Rounding
-from jaxnet.verify.report import ErrorMap, Worst
+from jaxnet.verify.report import Worst
 from jaxnet.verify.roads import HAND, OWN, REFERENCE
 
 _SAMPLES = 24

@@ -15,9 +15,10 @@ import numpy as np
 from jaxnet.verify import differences
 from jaxnet.verify.diagnose import Evidence, Influence, diagnose
 from jaxnet.verify.differences import DIRECTIONS, ELEMENT
+from jaxnet.verify.error_map import ErrorMap
 from jaxnet.verify.judge import Examination, affordable_lines, nothing, roads_for
 from jaxnet.verify.leaves import Leaf
-from jaxnet.verify.report import ErrorMap, Worst
+from jaxnet.verify.report import Worst
 from jaxnet.verify.roads import HAND, OWN, REFERENCE
 
 _EVERY_ELEMENT = 256  # leaves of up to so many elements are differenced at each of them

@@ -1,21 +1,24 @@
 """The outcome of a check: what each leaf's gradient was compared with, and how far apart they were."""
 
 import dataclasses
-import html
 import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from jaxnet.verify import page
+from jaxnet.verify.error_map import ErrorMap
 
 ROADS = ("reference", "jax.grad", "hand", "differences")
-_CELLS = (48, 64)  # rows and columns of an error map at most
-_HEADINGS = ("leaf", "shape", "dtype", "|gradient|", *ROADS, "digits", "own dtype", "verdict")
+HEADINGS = ("leaf", "shape", "dtype", "|gradient|", *ROADS, "digits", "own dtype", "verdict")
+_IN_TERMINAL = (0, 1, 2, 8, 9, 10)  # columns: what a road's distance was is in the page and in the JSON
+_COLUMNS = 100
+_LEAVES = 40  # rows of leaves that passed, at most
 
 
 @dataclass(frozen=True)
@@ -35,36 +38,6 @@ class Worst:
     got: float
     expected: float
     error: float | None = None
-
-
-@dataclass(frozen=True)
-class ErrorMap:
-    """Errors of a leaf's gradient as a picture.
-
-    Attributes:
-        cells: rows of numbers, each the largest error of a block of elements, relative to the largest right
-            element of the leaf; inf where the gradient is not finite, None where the right one is unknown.
-        block: elements per cell, down and across.
-    """
-
-    cells: tuple[tuple[float | None, ...], ...]
-    block: tuple[int, int]
-
-    @classmethod
-    def of(cls, errors: np.ndarray) -> "ErrorMap":
-        """Errors of the leaf's shape (NaN: unknown); the last axis goes across, all others go down."""
-        last = errors.shape[-1] if errors.ndim else 1
-        table = errors.reshape(-1, last) if errors.size else np.zeros((0, 0))
-        if errors.ndim < 2 and errors.size > _CELLS[1]:  # a vector is folded like lines of text
-            last = max(_CELLS[1], math.isqrt(errors.size))
-            table = np.pad(errors.reshape(-1), (0, -errors.size % last), constant_values=np.nan).reshape(-1, last)
-        block = tuple(-(-length // most) for length, most in zip(table.shape, _CELLS, strict=True))
-        padding = [(0, -length % size) for length, size in zip(table.shape, block, strict=True)]
-        table = np.pad(table, padding, constant_values=np.nan)
-        rows, columns = table.shape[0] // block[0], table.shape[1] // block[1]
-        cells = np.fmax.reduce(table.reshape(rows, block[0], columns, block[1]), axis=(1, 3))
-        shown = tuple(tuple(None if math.isnan(c) else float(f"{c:.2e}") for c in row) for row in cells)
-        return cls(shown, (block[0], block[1]))
 
 
 @dataclass(frozen=True)
@@ -122,7 +95,7 @@ class LeafReport:
     errors: ErrorMap | None = None
 
     def row(self) -> tuple[str, ...]:
-        """The leaf's cells of the table."""
+        """The leaf's cells under `HEADINGS`."""
         deviations = [_number(self.deviations.get(road)) for road in ROADS[:-1]]
         bound = "-" if self.bound is None else f"±{self.bound:.0e}"
         own = "-" if self.own_dtype_eps is None else f"{self.own_dtype_eps:.1f} eps"
@@ -172,16 +145,19 @@ class Report:
         return self.state == "pass"
 
     def __str__(self) -> str:
-        """A table for the terminal, then what is wrong and where, the witnesses, and remarks."""
-        rows = [_HEADINGS, *(leaf.row() for leaf in self.leaves)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADINGS))]
+        """A table that fits a terminal, then what is wrong and where, the witnesses, and remarks."""
+        shown = [leaf for leaf in self.leaves if leaf.state != "pass"]
+        passed = [leaf for leaf in self.leaves if leaf.state == "pass"]
+        kept = [leaf for leaf in self.leaves if leaf in shown or leaf in passed[:_LEAVES]]
         lines = [f"{self.state.upper()}  {self.title}  {self.seconds:.1f} s"]
-        lines += ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        lines += [f"  worst: {text}" for leaf in self.leaves if (text := leaf.failure())]
-        lines += [f"  {leaf.name}: {leaf.diagnosis}" for leaf in self.leaves if leaf.diagnosis]
-        names = max((len(witness.name) for witness in self.witnesses), default=0)
-        lines += [f"  {w.name.ljust(names)}  {w.state.ljust(9)}  {w.verdict}" for w in self.witnesses]
-        return "\n".join([*lines, *(f"  note: {remark}" for remark in self.remarks)])
+        rows = [HEADINGS, *(leaf.row() for leaf in kept)]
+        lines += _table([[_shortened(row[0]), *(row[k] for k in _IN_TERMINAL[1:])] for row in rows])
+        lines += [f"  and {len(passed) - _LEAVES} leaves more, all ok"] if len(passed) > _LEAVES else []
+        for leaf in shown:
+            lines += _wrapped("  worst: ", leaf.failure() or "") if leaf.worst else []
+            lines += _wrapped(f"  {leaf.name}: ", leaf.diagnosis) if leaf.diagnosis else []
+        lines += _table([[w.name, w.state, w.verdict] for w in self.witnesses])
+        return "\n".join(lines + [line for remark in self.remarks for line in _wrapped("  note: ", remark)])
 
     def to_json(self) -> str:
         """The whole report as JSON; numbers that JSON does not have (inf, nan) become strings."""
@@ -190,43 +166,42 @@ class Report:
 
     def table_html(self) -> str:
         """Only the tables, as an HTML fragment for another page."""
-        head = "".join(f"<th>{html.escape(text)}</th>" for text in _HEADINGS)
-        body = []
-        for leaf in self.leaves:
-            *cells, verdict = (html.escape(cell) for cell in leaf.row())
-            verdict += "".join(
-                f"<br><code>{html.escape(text)}</code>" for text in (leaf.diagnosis, leaf.failure()) if text
-            )
-            columns = "".join(f"<td>{cell}</td>" for cell in [*cells, verdict])
-            body.append(f'<tr class="{leaf.state}">{columns}</tr>')
-        leaves = f'<table class="gradients"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
-        rows = "".join(
-            f'<tr class="{w.state}"><td>{html.escape(w.name)}</td><td>{w.state}</td>'
-            f"<td>{html.escape(w.verdict)}</td></tr>"
-            for w in self.witnesses
-        )
-        return leaves + (f'<table class="witnesses"><tbody>{rows}</tbody></table>' if rows else "")
+        return page.tables(self)
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write a page that needs no other file. A reader never sees half of it."""
-        remarks = "".join(f"<li>{html.escape(remark)}</li>" for remark in self.remarks)
-        page = _PAGE.format(
-            title=html.escape(self.title),
-            state=self.state,
-            seconds=f"{self.seconds:.1f}",
-            table=self.table_html(),
-            remarks=f"<ul>{remarks}</ul>" if remarks else "",
-        )
         target = Path(path)
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(page)
+                file.write(page.page(self))
             os.chmod(temporary, 0o644)  # mkstemp's files are private
             os.replace(temporary, target)
         except BaseException:
             os.unlink(temporary)
             raise
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Aligned columns, two blanks in; the last one is wrapped."""
+    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
+    lines = []
+    for *cells, last in rows:
+        start = "  " + "".join(cell.ljust(width + 2) for cell, width in zip(cells, widths, strict=True))
+        lines += _wrapped(start, last)
+    return lines
+
+
+def _wrapped(start: str, words: str) -> list[str]:
+    """`start` and then `words`, on further lines below each other if they are too long for the terminal."""
+    indent = min(len(start), _COLUMNS // 2)
+    lines = textwrap.wrap(start + words, _COLUMNS, subsequent_indent=" " * indent, drop_whitespace=True,
+                          break_long_words=False, break_on_hyphens=False, replace_whitespace=True)  # fmt: skip
+    return lines if start.strip() else lines or [start]
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 40 else f"{name[:18]}…{name[-21:]}"
 
 
 def _number(value: float | None) -> str:
@@ -239,22 +214,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>
-:root {{ color-scheme: light dark }}
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem }}
-table {{ border-collapse: collapse; display: block; overflow-x: auto }}
-th, td {{ text-align: left; padding: .3rem .7rem; border-bottom: 1px solid #8884; white-space: nowrap }}
-td {{ font-variant-numeric: tabular-nums }}
-.pass td:last-child, h1.pass span {{ color: #1a7f37 }}
-.fail td:last-child, h1.fail span {{ color: #cf222e }}
-.undecided td:last-child, h1.undecided span {{ color: #9a6700 }}
-</style></head><body>
-<h1 class="{state}"><span>{state}</span> {title}</h1>
-<p>Each gradient relative to finite differences in float64, with their error bound; {seconds} s.</p>
-{table}{remarks}
-</body></html>
-"""
