@@ -270,6 +270,8 @@ def _only(e: Evidence, region: Any, words: str) -> Found:
     counted = inside & ((e.expected != 0) | e.wrong)  # 0 is right whatever it was multiplied by
     if not wrong or (e.wrong & ~inside).any() or int(counted.sum()) == total or wrong < 0.9 * counted.sum():
         return
+    if wrong == 1 and np.sum(region) > 1:  # its index says all there is to say
+        return
     if comb(int(inside.sum()), wrong) > _CHANCE * comb(total, wrong):
         return
     got, right = e.got.reshape(-1)[e.places][e.wrong], e.expected[e.wrong]

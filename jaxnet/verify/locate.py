@@ -196,7 +196,8 @@ def _influences(seen: Examination, number: int, road: str, right: str | None) ->
         before, after = (float(where.differences(probe, ()).derivative[0]) for where in (seen, there))
         return abs(after - before) / (abs(before) or 1.0)
 
-    for n, leaf in enumerate(problem.arguments.leaves):
+    few = min(len(problem.arguments.leaves), 8, affordable_lines(problem) // 8)
+    for n, leaf in enumerate(problem.arguments.leaves[:few]):
         for axis, length in enumerate(leaf.shape if n != number and not leaf.is_complex else ()):
             for end, index in (("first", 0), ("last", -1)) if length > 1 else ():
                 here = np.zeros(leaf.shape, bool)

@@ -81,9 +81,9 @@ def _card(leaf: "LeafReport") -> str:
 def _picture(errors: ErrorMap) -> str:
     data = base64.b64encode(errors.png()).decode()
     rows, columns = errors.size
-    width = min(28, max(6, columns))  # rem; a cell is square
+    width = max(6.0, min(28.0, columns, 18.0 * columns / rows))  # rem; a cell is square
     return (
-        f'<figure style="width: {width}rem"><img alt="errors of the gradient" style="aspect-ratio: '
+        f'<figure style="width: {width:.1f}rem"><img alt="errors of the gradient" style="aspect-ratio: '
         f'{columns} / {rows}" src="data:image/png;base64,{data}"><figcaption>'
         f'<span class="scale"><span>1e-9</span><i></i><span>1</span></span> error relative to the largest '
         f"element, {html.escape(errors.caption())}; green is right, grey not probed, blue not finite"
