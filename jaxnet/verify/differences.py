@@ -59,7 +59,10 @@ class Probes:
 
 @dataclass(frozen=True)
 class Estimate:
-    """For each probe φ and its noise, the derivative, its error and the jump of the slope at a kink."""
+    """For each probe φ and its noise, the derivative, its error and the jump of the slope at a kink.
+
+    The last is infinite where φ itself jumps.
+    """
 
     value: np.ndarray
     noise: np.ndarray
@@ -272,8 +275,18 @@ def _ridders(
             best = np.where(least < error, np.take_along_axis(column, pick, 1)[:, 0], best)
             error = np.minimum(error, least)
         bend = np.abs(plus - 2 * centre[:, None] + minus) / steps
+    torn = _torn(bend * steps, noise) | _torn(np.abs(plus - minus), noise)
+    error[torn] = np.inf  # nothing can be told from values that do not come together
+    kink = np.where(torn, np.inf, _kinks(bend, noise, steps))
     # Without a finite error there is no estimate: 0, with an infinite bound.
-    return Estimate(centre, noise, np.where(np.isfinite(error), best, 0), error, _kinks(bend, noise, steps))
+    return Estimate(centre, noise, np.where(np.isfinite(error), best, 0), error, kink)
+
+
+def _torn(differences: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Whether differences of φ do not go to zero with the step: over two steps they must fall 16-fold."""
+    last, before = differences[:, -1], differences[:, -3]
+    with np.errstate(invalid="ignore"):
+        return np.isfinite(before) & (last > 0.5 * before) & (last > 32 * noise)
 
 
 def _kinks(bend: np.ndarray, noise: np.ndarray, steps: np.ndarray) -> np.ndarray:

@@ -40,6 +40,7 @@ class Judged:
     negligible: bool = False  # the derivative is below the rounding of φ, so is the bound
     disputed: bool = False  # two roads differ and differences cannot say which is right
     kinked: bool = False
+    jumped: bool = False
 
 
 @dataclass
@@ -186,7 +187,8 @@ def _judge_group(seen: Examination, group: list[int], found: Estimate) -> bool:
     """Judge leaves by the directions along which they move together; False if that has to be split."""
     problem, leaves = seen.problem, seen.problem.arguments.leaves
     off: dict[str, bool | None] = {}
-    results = {number: Judged(number, kinked=bool((found.kink > 0).any())) for number in group}
+    kinked, jumped = bool((found.kink > 0).any()), bool(np.isinf(found.kink).any())
+    results = {number: Judged(number, kinked=kinked, jumped=jumped) for number in group}
     for road in roads_for(problem, group[0], seen.gradients):
         claims, summed, sizes = np.zeros(len(ALONG)), np.zeros(len(ALONG)), {}
         for number in group:
@@ -235,6 +237,7 @@ def _judge_elements(seen: Examination, number: int, places: np.ndarray, found: E
     """Hold the roads against differences at single elements of a leaf."""
     leaf, judged, steps = seen.problem.arguments.leaves[number], seen.judged[number], seen.table[ELEMENT]
     judged.kinked |= bool((found.kink > 0).any())
+    judged.jumped |= bool(np.isinf(found.kink).any())
     for road in roads_for(seen.problem, number, seen.gradients):
         g = seen.gradients[road]
         claims = g[places] * steps[places]

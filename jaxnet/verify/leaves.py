@@ -5,6 +5,8 @@ and empty arrays are held fixed. A complex leaf counts as pairs of real numbers,
 is compared is real: for real φ, JAX's gradient is dφ/d(re) - i·dφ/d(im).
 """
 
+import copy
+import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,15 +15,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import keystr, tree_flatten, tree_flatten_with_path, tree_unflatten
+from jax.tree_util import (
+    GetAttrKey,
+    keystr,
+    register_pytree_with_keys,
+    tree_flatten,
+    tree_flatten_with_path,
+    tree_leaves,
+    tree_map,
+    tree_unflatten,
+)
 
 
 def is_differentiable(value: Any) -> bool:
     """Whether derivatives are taken by `value`: an array or a number of inexact dtype, not empty."""
-    dtype = getattr(value, "dtype", None)
-    if dtype is None:
+    if not isinstance(value, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct):
         return isinstance(value, float | complex)
-    return bool(jnp.issubdtype(dtype, jnp.inexact)) and int(np.prod(value.shape)) > 0
+    return bool(jnp.issubdtype(value.dtype, jnp.inexact)) and int(np.prod(value.shape)) > 0
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,19 @@ class Arguments:
         """The leaves' values, rounded to their own dtype, as one float64 vector."""
         return np.concatenate([_real_parts(value) for value in self.native()])
 
+    def round(self, vector: np.ndarray) -> list[Any]:
+        """The leaves that a vector stands for, as JAX takes them, in their own dtype."""
+        arrays = []
+        for leaf in self.leaves:
+            part = vector[leaf.part]
+            part = part[0::2] + 1j * part[1::2] if leaf.is_complex else part
+            arrays.append(jnp.asarray(part.reshape(leaf.shape).astype(leaf.dtype)))
+        return arrays
+
+    def rounded(self, vector: np.ndarray) -> np.ndarray:
+        """A vector whose elements their leaves' own dtypes can hold."""
+        return np.concatenate([_real_parts(value) for value in self.round(vector)])
+
     def rebuild(self, arrays: Sequence[Any], device: Any = None) -> tuple[Any, ...]:
         """The arguments with `arrays` in place of the differentiable leaves."""
         values = [
@@ -86,7 +109,7 @@ class Arguments:
         ]
         for leaf, array in zip(self.leaves, arrays, strict=True):
             values[leaf.position] = array
-        args: tuple[Any, ...] = tree_unflatten(self.treedef, values)
+        args: tuple[Any, ...] = closed(tree_unflatten(self.treedef, values))
         return args
 
     def unpack(self, vector: Any, *, promoted: bool) -> list[Any]:
@@ -112,28 +135,36 @@ class Arguments:
         )
 
 
-def take_apart(fn: Callable[..., Any], args: tuple[Any, ...]) -> Arguments:
+def take_apart(fn: Callable[..., Any], args: tuple[Any, ...], constant: Sequence[str | int] = ()) -> Arguments:
     """Find the differentiable leaves of `args`, named after the parameters of `fn`.
 
+    `constant` names arguments, or leaves inside them, that are held fixed too.
+
     Raises:
-        ValueError: nothing in `args` can be differentiated.
+        ValueError: nothing in `args` can be differentiated, or `constant` names what is not there.
     """
-    flat, treedef = tree_flatten_with_path(args)
+    flat, treedef = tree_flatten_with_path(opened(args))
     names = _argument_names(fn, len(args))
+    fixed = {names[c] if isinstance(c, int) and -len(names) <= c < len(names) else str(c) for c in constant}
+    found = [names[path[0].idx] + keystr(path[1:]) for path, _ in flat]
+    if unknown := [c for c in sorted(fixed) if c not in names and not any(_inside(name, c) for name in found)]:
+        raise ValueError(f"constant={unknown}: there is no such argument or leaf; there are {names}, {found}.")
     leaves, start = [], 0
     for position, (path, value) in enumerate(flat):
-        if not is_differentiable(value):
+        if not is_differentiable(value) or any(_inside(found[position], c) for c in fixed):
             continue
         # As JAX takes it: a Python or NumPy float64 becomes float32 unless x64 is on.
         array = jnp.asarray(value)
         count = int(np.prod(array.shape)) * (2 if jnp.issubdtype(array.dtype, jnp.complexfloating) else 1)
-        name = names[path[0].idx] + keystr(path[1:])
-        leaves.append(Leaf(name, keystr(path), position, array.shape, array.dtype, start, start + count))
+        leaves.append(
+            Leaf(found[position], keystr(path), position, array.shape, array.dtype, start, start + count)
+        )
         start += count
     if not leaves:
         raise ValueError(
             f"check_gradients needs at least one non-empty array of float dtype among the arguments; got "
-            f"{[getattr(v, 'dtype', type(v).__name__) for _, v in flat]}. Pass the parameters as floats."
+            f"{[str(getattr(v, 'dtype', type(v).__name__)) for _, v in flat]}"
+            f"{f', with constant={sorted(fixed)}' if fixed else ''}. Pass the parameters as floats."
         )
     return Arguments(treedef, tuple(value for _, value in flat), tuple(leaves))
 
@@ -155,7 +186,7 @@ def claimed_gradients(arguments: Arguments, gradients: Any, count: int) -> dict[
         )
     if len(gradients) > count:
         raise ValueError(f"hand_written returned {len(gradients)} gradients for {count} arguments.")
-    flat = tree_flatten_with_path(gradients, is_leaf=lambda v: v is None)[0]
+    flat = tree_flatten_with_path(opened(gradients), is_leaf=lambda v: v is None)[0]
     found = {keystr(path): value for path, value in flat if value is not None}
     claims = {}
     for number, leaf in enumerate(arguments.leaves):
@@ -180,6 +211,76 @@ def claimed_gradients(arguments: Arguments, gradients: Any, count: int) -> dict[
     return claims
 
 
+class _Opened:
+    """A dataclass that JAX does not know as a pytree, the fields that hold float arrays as its children."""
+
+    def __init__(self, original: Any, fields: dict[str, Any]) -> None:
+        """Keep the object and, by name, the fields to be exchanged."""
+        self.original, self.fields = original, fields
+
+
+class _Same:
+    """An object in the structure of a tree: equal to itself only, whatever its `==` does."""
+
+    def __init__(self, value: Any) -> None:
+        """Hold `value`."""
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same object."""
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        """By identity."""
+        return id(self.value)
+
+
+register_pytree_with_keys(
+    _Opened,
+    lambda o: ([(GetAttrKey(k), v) for k, v in o.fields.items()], (_Same(o.original), tuple(o.fields))),
+    lambda kept, values: _Opened(kept[0].value, dict(zip(kept[1], values, strict=True))),
+)
+
+
+def opened(tree: Any) -> Any:
+    """`tree` with dataclasses that are leaves to JAX, but hold float arrays, opened to those fields.
+
+    Their numbers are settings (a rate, an epsilon) and stay where they are.
+    """
+
+    def one(leaf: Any) -> Any:
+        if not dataclasses.is_dataclass(leaf) or isinstance(leaf, type):
+            return leaf
+        fields = {f.name: opened(getattr(leaf, f.name, None)) for f in dataclasses.fields(leaf)}
+        fields = {name: value for name, value in fields.items() if any(map(_is_array, tree_leaves(value)))}
+        return _Opened(leaf, fields) if fields else leaf
+
+    return tree_map(one, tree)
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and is_differentiable(value)
+
+
+def closed(tree: Any) -> Any:
+    """The inverse of `opened`, for other values of the leaves."""
+
+    def one(leaf: Any) -> Any:
+        if not isinstance(leaf, _Opened):
+            return leaf
+        made = copy.copy(leaf.original)
+        for name, value in leaf.fields.items():
+            object.__setattr__(made, name, closed(value))
+        return made
+
+    return tree_map(one, tree, is_leaf=lambda leaf: isinstance(leaf, _Opened))
+
+
+def _inside(name: str, argument: str) -> bool:
+    """Whether the leaf `name` is `argument` or lies in it."""
+    return name == argument or (name.startswith(argument) and name[len(argument)] in "[.")
+
+
 def _real_parts(value: Any) -> np.ndarray:
     array = np.asarray(value)
     if np.iscomplexobj(array):
@@ -199,4 +300,4 @@ def _argument_names(fn: Callable[..., Any], count: int) -> list[str]:
 
 def float_leaves(tree: Any) -> list[Any]:
     """The leaves of `tree` that have an inexact dtype."""
-    return [leaf for leaf in tree_flatten(tree)[0] if is_differentiable(leaf)]
+    return [leaf for leaf in tree_flatten(opened(tree))[0] if is_differentiable(leaf)]

@@ -1,7 +1,8 @@
-"""The roads to a gradient: compiled once, then asked at any point.
+"""The roads to a gradient: compiled once, then asked at any point, for any cotangent.
 
 Every road is evaluated in float64 on the CPU with the highest matmul precision, so that what is judged is
-the formula; the function's own dtype is asked separately.
+the formula; the function's own dtype is asked separately. A road is a program of (v, w, extra): the point,
+the cotangent and whatever else the outputs depend on, so that no seed compiles anything anew.
 """
 
 import contextlib
@@ -12,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet.verify import rules
 from jaxnet.verify.leaves import Arguments, claimed_gradients
 
 REFERENCE, OWN, HAND = "reference", "jax.grad", "hand"
 Gradient = Callable[[np.ndarray], np.ndarray]
-_UNTRACEABLE = (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError)
+Outputs = Callable[[Any, Any], Any]  # outputs(v, extra) -> the float outputs as one real vector
+UNTRACEABLE = (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError)
+_FORWARD_LIMIT = 4096  # elements for which a gradient is put together from forward-mode derivatives
 
 
 @contextlib.contextmanager
@@ -33,53 +35,97 @@ def setting(promoted: bool) -> Iterator[None]:
         yield
 
 
-def find_roads(
-    phi: Callable[[Any], Any],
-    closed: Any,
-    vector: np.ndarray,
-    promoted: bool,
-    has_hand: bool,
-    remarks: list[str],
-) -> tuple[dict[str, Gradient], Callable[[np.ndarray], float] | None]:
-    """The function's own derivative, and autodiff of it without its custom rules."""
-    plain = rules.stripped(closed)
-    roads: dict[str, Gradient] = {}
-    own = _compile(phi, vector, promoted)
-    if isinstance(own, Exception):
-        if not has_hand:
-            raise own
-        remarks.append(f"{OWN}: not taken ({brief(own)})")
-    else:
-        roads[OWN] = lambda v: own(v)[1]
-    if rules.has_rules(closed.jaxpr):
-        reference = _compile(lambda v: plain(v)[0], vector, promoted)
-        if isinstance(reference, Exception):
-            remarks.append(f"{REFERENCE}: not taken ({brief(reference)})")
-        else:
-            roads[REFERENCE] = lambda v: reference(v)[1]
-    elif OWN in roads:
-        roads[REFERENCE] = roads[OWN]
-        remarks.append(f"the function has no custom rule: {REFERENCE} and {OWN} are one road")
-    forward = None if isinstance(own, Exception) else lambda v: own(v)[0]
-    return roads, forward
+class Program:
+    """A function of arrays, compiled; called as it is where it branches on values and cannot be traced."""
 
-
-def _compile(
-    phi: Callable[[Any], Any], vector: np.ndarray, promoted: bool
-) -> Callable[[np.ndarray], tuple[float, np.ndarray]] | Exception:
-    """Value and gradient as one program, or what JAX raises for it."""
-    try:
+    def __init__(self, fn: Callable[..., Any], example: Sequence[Any], promoted: bool) -> None:
+        """Compile for the shapes of `example`. What JAX raises for `fn` comes through."""
+        self.promoted, self.jaxpr, self.reverse = promoted, None, True
         with setting(promoted):
-            program = jax.jit(jax.value_and_grad(phi)).lower(jnp.asarray(vector)).compile()
-    except Exception as error:  # no derivative: any of a dozen types, by primitive
-        return error
+            arrays = _arrays(example)
+            try:
+                traced = jax.jit(fn).trace(*arrays)
+                self.jaxpr = traced.jaxpr.jaxpr
+                self._run: Callable[..., Any] = traced.lower().compile()
+            except UNTRACEABLE:
+                fn(*arrays)
+                self._run = fn
 
-    def run(v: np.ndarray) -> tuple[float, np.ndarray]:
-        with setting(promoted):
-            value, gradient = program(jnp.asarray(v))
-            return float(value), np.asarray(gradient, np.float64)
+    @property
+    def gradient_eps(self) -> float:
+        """The machine epsilon of the last result's dtype, for a road the gradient's; 0 if it is unknown."""
+        return 0.0 if self.jaxpr is None else float(jnp.finfo(self.jaxpr.outvars[-1].aval.dtype).eps)
+
+    def __call__(self, *args: Any) -> Any:
+        """The results as NumPy arrays, floats in float64."""
+        with setting(self.promoted):
+            return jax.tree.map(_wide, self._run(*_arrays(args)))
+
+
+def pull(outputs: Outputs) -> Callable[..., Any]:
+    """(v, w, extra) ↦ (y, ∇⟨w, y⟩) by reverse mode."""
+
+    def run(v: Any, w: Any, extra: Any) -> Any:
+        y, pullback = jax.vjp(lambda v: outputs(v, extra), v)
+        return y, pullback(w)[0]
 
     return run
+
+
+def push(outputs: Outputs) -> Callable[..., Any]:
+    """(v, u, extra) ↦ J·u by forward mode."""
+    return lambda v, u, extra: jax.jvp(lambda v: outputs(v, extra), (v,), (u,))[1]
+
+
+def _pull_by_pushes(outputs: Outputs) -> Callable[..., Any]:
+    """The same as `pull`, put together from one forward derivative per element."""
+
+    def run(v: Any, w: Any, extra: Any) -> Any:
+        def element(i: Any) -> Any:
+            return (w * push(outputs)(v, (jnp.arange(v.size) == i).astype(v.dtype), extra)).sum()
+
+        return outputs(v, extra), jax.lax.map(element, jnp.arange(v.size))
+
+    return run
+
+
+class Lazy:
+    """A program that is compiled when it is first asked for, and then shared by all seeds."""
+
+    def __init__(self, make: Callable[[Outputs], Callable[..., Any]]) -> None:
+        """`make(outputs)` is the function to compile."""
+        self._make = make
+        self._program: Program | Exception | None = None
+
+    def get(self, outputs: Outputs, example: Sequence[Any], promoted: bool) -> Program:
+        """The program. What JAX raises for it comes through, each time."""
+        if self._program is None:
+            try:
+                self._program = Program(self._make(outputs), example, promoted)
+            except Exception as error:
+                self._program = error
+        if isinstance(self._program, Exception):
+            raise self._program
+        return self._program
+
+
+def reverse(
+    road: str, outputs: Outputs, example: Sequence[Any], promoted: bool, remarks: list[str]
+) -> Program | Exception:
+    """The gradient's program: in reverse mode, else in forward mode; else what JAX raised for the first."""
+    try:
+        return Program(pull(outputs), example, promoted)
+    except Exception as error:  # no derivative: any of a dozen types, by primitive
+        reason = error
+    if np.size(example[0]) > _FORWARD_LIMIT:
+        return reason
+    try:
+        program = Program(_pull_by_pushes(outputs), example, promoted)
+    except Exception:
+        return reason
+    program.reverse = False
+    remarks.append(f"{road}: no reverse mode ({brief(reason)}); taken in forward mode (jax.jvp)")
+    return program
 
 
 def _asks(
@@ -94,13 +140,15 @@ def _asks(
     return ask
 
 
-def claims_of(hand_written: Callable[..., Any], arguments: Arguments) -> frozenset[int]:
-    """The leaves for which `hand_written` returns a gradient."""
+def claims_of(hand_written: Callable[..., Any], arguments: Arguments) -> dict[int, Any]:
+    """The dtypes of the gradients that `hand_written` returns, by the number of their leaf."""
     ask = _asks(hand_written, arguments)
     try:
-        return frozenset(jax.eval_shape(ask, arguments.native()))
-    except _UNTRACEABLE:
-        return frozenset(ask(arguments.native()))
+        claims = jax.eval_shape(ask, arguments.native())
+    except UNTRACEABLE:
+        claims = ask(arguments.native())
+    return {number: np.asarray(claim).dtype if not hasattr(claim, "dtype") else claim.dtype
+            for number, claim in claims.items()}  # fmt: skip
 
 
 def hand_road(
@@ -114,13 +162,13 @@ def hand_road(
 
     def run(v: np.ndarray) -> np.ndarray:
         with setting(promoted):
-            return _fill(arguments, program(jnp.asarray(v)))
+            return fill(arguments, program(jnp.asarray(v)))
 
     program: Callable[..., Any] = jax.jit(claims)
     try:
         with setting(promoted):
             jax.eval_shape(claims, arguments.vector())
-    except _UNTRACEABLE:
+    except UNTRACEABLE:
         program = claims  # written in NumPy: called as it is
     except Exception as error:  # it has been taken in its own dtype: this one it cannot do
         remarks.append(f"{HAND}: not taken in float64 ({brief(error)}); its own dtype is judged")
@@ -128,34 +176,22 @@ def hand_road(
     return run
 
 
-def own_dtype(
-    fn: Callable[..., Any],
-    reduce: Callable[[Any], Any],
-    arguments: Arguments,
-    hand_written: Callable[..., Any] | None,
-) -> dict[str, np.ndarray]:
-    """Gradients as the caller would get them: own dtype, own device, own settings."""
-    program = jax.jit(jax.grad(lambda arrays: reduce(fn(*arguments.rebuild(arrays)))))
-    found: dict[str, np.ndarray] = {}
-    try:
-        found[OWN] = arguments.pack(program(arguments.native()))
-    except Exception:
-        if hand_written is None:
-            raise
-    if hand_written is not None:
-        found[HAND] = _own_dtype_hand(hand_written, arguments)
-    return found
-
-
-def _own_dtype_hand(hand_written: Callable[..., Any], arguments: Arguments) -> np.ndarray:
+def hand_own_dtype(hand_written: Callable[..., Any], arguments: Arguments) -> Gradient:
+    """The hand-written gradient in the leaves' own dtype, at the rounded point."""
     ask = _asks(hand_written, arguments)
-    try:
-        return _fill(arguments, jax.jit(ask)(arguments.native()))
-    except _UNTRACEABLE:
-        return _fill(arguments, ask(arguments.native()))
+    program = jax.jit(ask)
+
+    def run(v: np.ndarray) -> np.ndarray:
+        arrays = arguments.round(v)
+        try:
+            return fill(arguments, program(arrays))
+        except UNTRACEABLE:
+            return fill(arguments, ask(arrays))
+
+    return run
 
 
-def _fill(arguments: Arguments, claims: Mapping[int, Any]) -> np.ndarray:
+def fill(arguments: Arguments, claims: Mapping[int, Any]) -> np.ndarray:
     """Claims as one vector; zero, to be ignored, where a leaf has none."""
     return arguments.pack(
         [claims.get(number, np.zeros(leaf.shape)) for number, leaf in enumerate(arguments.leaves)]
@@ -167,7 +203,16 @@ def cpu() -> Any:
     return jax.local_devices(backend="cpu")[0]
 
 
-def brief(error: Exception) -> str:
+def brief(error: BaseException) -> str:
     """An exception in one line."""
     lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:120]}"
+    return f"{type(error).__name__}: {lines[0][:160]}"
+
+
+def _arrays(args: Sequence[Any]) -> list[Any]:
+    return [jax.tree.map(jnp.asarray, arg) for arg in args]
+
+
+def _wide(value: Any) -> np.ndarray:
+    array = np.asarray(value)
+    return array.astype(np.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array

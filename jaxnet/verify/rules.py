@@ -10,24 +10,30 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
-_RULES = {"custom_jvp_call", "custom_vjp_call"}
+RULES = {"custom_jvp_call", "custom_vjp_call"}
 # Calls that say only how to compile or store what they hold: evaluated in place.
-_INLINED = _RULES | {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"}
+_INLINED = RULES | {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"}
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
     """Every equation of a jaxpr, those of the jaxprs inside it too."""
     for eqn in jaxpr.eqns:
         yield eqn
-        for inner in core.jaxprs_in_params(eqn.params):
-            yield from equations(inner)
+        for held in inner(eqn):
+            yield from equations(held)
+
+
+def inner(eqn: Any) -> list[Any]:
+    """The jaxprs that an equation holds."""
+    return list(core.jaxprs_in_params(eqn.params))
 
 
 def has_rules(jaxpr: Any) -> bool:
     """Whether a custom derivative rule is called anywhere in `jaxpr`."""
-    return any(eqn.primitive.name in _RULES for eqn in equations(jaxpr))
+    return any(eqn.primitive.name in RULES for eqn in equations(jaxpr))
 
 
 def narrowest(jaxpr: Any) -> float:
@@ -42,6 +48,44 @@ def narrowest(jaxpr: Any) -> float:
     return eps
 
 
+def narrowest_of(jaxprs: Sequence[Any]) -> float:
+    """The largest machine epsilon to which any of them rounds; None stands for one that is unknown."""
+    return max((narrowest(jaxpr) for jaxpr in jaxprs if jaxpr is not None), default=0.0)
+
+
+def different(jaxpr: Any) -> int:
+    """How many different operations there are: primitives with different shapes count each."""
+    kinds = {(eqn.primitive.name, *(str(v.aval) for v in (*eqn.invars, *eqn.outvars))) for eqn in equations(jaxpr)}
+    return len(kinds)
+
+
+def longest_sum(jaxpr: Any) -> int:
+    """Number of terms of the longest sum in `jaxpr` or in its transpose.
+
+    What a broadcast repeats, its transpose sums; a matrix product (m,k)·(k,n) sums over k, its transposes
+    over n and m; a loop's sums go on over its turns.
+    """
+    longest = 1
+    for eqn in jaxpr.eqns:
+        sizes = [int(np.prod(getattr(v.aval, "shape", ()))) for v in (*eqn.invars, *eqn.outvars)] or [1]
+        name = eqn.primitive.name
+        held = max([longest_sum(j) for j in inner(eqn)], default=1)
+        if name == "scan":
+            held *= eqn.params["length"]
+        elif name == "dot_general":
+            (contracted, _), (batch, _) = eqn.params["dimension_numbers"]
+            shape = eqn.invars[0].aval.shape
+            length = int(np.prod([shape[i] for i in contracted]))
+            rows = int(np.prod([shape[i] for i in batch])) * length
+            held = max([length, *(size // max(rows, 1) for size in sizes[:2])])
+        elif name.startswith(("reduce", "broadcast", "cumsum", "gather", "scatter", "argsort")):
+            held = max(sizes) // max(1, min(sizes[0], sizes[-1]))
+        elif name in ("conv_general_dilated", "pallas_call") or (not inner(eqn) and "call" in name):
+            held = max(sizes)  # a kernel of which no more is known
+        longest = max(longest, held)
+    return longest
+
+
 def stripped(closed: Any) -> Callable[..., list[Any]]:
     """The function of a closed jaxpr, without its custom derivative rules."""
 
@@ -52,25 +96,44 @@ def stripped(closed: Any) -> Callable[..., list[Any]]:
 
 
 def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    return walk(jaxpr, consts, args, apply)
+
+
+def walk(
+    jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], apply: Callable[[Any, list[Any]], list[Any]]
+) -> list[Any]:
+    """Evaluate `jaxpr`, every equation of it by `apply(eqn, operands)`."""
     values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
 
     def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, core.Literal) else values[atom]
 
     for eqn in jaxpr.eqns:
-        operands = [read(atom) for atom in eqn.invars]
-        inner = next(iter(core.jaxprs_in_params(eqn.params)), None)
-        if inner is not None and eqn.primitive.name in _INLINED:
-            held = next(v for v in eqn.params.values() if isinstance(v, core.Jaxpr | core.ClosedJaxpr))
-            results = _evaluate(inner, getattr(held, "consts", ()), operands)
-        else:
-            params = eqn.params
-            if inner is not None and any(map(has_rules, core.jaxprs_in_params(params))):
-                params = {name: _strip_param(value) for name, value in params.items()}
-            results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(params))
-            results = results if eqn.primitive.multiple_results else [results]
-        values.update(zip(eqn.outvars, results, strict=True))
+        values.update(zip(eqn.outvars, apply(eqn, [read(atom) for atom in eqn.invars]), strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def inlined(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
+    """Jaxpr and constants of a call that can be evaluated in place, a custom rule's too."""
+    if eqn.primitive.name not in _INLINED:
+        return None
+    held = next(v for v in eqn.params.values() if isinstance(v, core.Jaxpr | core.ClosedJaxpr))
+    return inner(eqn)[0], getattr(held, "consts", ())
+
+
+def apply(eqn: Any, operands: list[Any]) -> list[Any]:
+    """The results of one equation, without its custom rules."""
+    if call := inlined(eqn):
+        return _evaluate(*call, operands)
+    if any(map(has_rules, inner(eqn))):
+        return bind(eqn, operands, {name: _strip_param(value) for name, value in eqn.params.items()})
+    return bind(eqn, operands, eqn.params)
+
+
+def bind(eqn: Any, operands: list[Any], params: dict[str, Any]) -> list[Any]:
+    """The results of one equation as it is."""
+    results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(params))
+    return list(results) if eqn.primitive.multiple_results else [results]
 
 
 def _strip_param(value: Any) -> Any:
