@@ -220,9 +220,7 @@ def _verdict(judged: Judged, base: Examination, excuse: Excuse | None) -> Excuse
         return Excuse("pass", "ok", None)
     if judged.negligible:
         return Excuse("pass", "ok: no effect on the value beyond rounding", None)
-    return Excuse(
-        "undecided", f"differences are too inexact here to tell (± {judged.bound:.0e} of the slope)", None
-    )
+    return Excuse("undecided", f"differences are too inexact here to tell (± {judged.bound:.0e})", None)
 
 
 def _leaf_report(found: Findings, number: int, own: OwnDtype | None) -> LeafReport:
