@@ -213,7 +213,7 @@ def _verdict(judged: Judged, base: Examination, excuse: Excuse | None) -> Excuse
         return Excuse("fail", found.verdict, found.worst, found.diagnosis, found.errors)
     if judged.disputed:
         return Excuse(
-            "undecided", "the roads differ by more than rounding; differences cannot tell which is right"
+            "undecided", "the roads differ by more than rounding; differences cannot tell which is right", None
         )
     trusted = REFERENCE in judged.deviations and REFERENCE not in judged.wrong
     if judged.complete or (judged.decided and trusted):
