@@ -56,7 +56,7 @@ def check_layer(
     """
     began = time.perf_counter()
     if params is None:
-        params = _moved(layer.init(key, x), seed)
+        params = moved(layer.init(key, x), seed)
     modes = [("", None)] if training_key is None else [("", None), (" (training)", training_key)]
     rows: list[LeafReport] = []
     remarks: list[str] = []
@@ -164,7 +164,7 @@ def _row(name: str, state: str, verdict: str) -> LeafReport:
     return LeafReport(name, (), "", state, 0.0, {}, None, None, None, None, None, verdict)
 
 
-def _moved(params: Any, seed: int) -> Any:
+def moved(params: Any, seed: int) -> Any:
     """Each float moved by up to a tenth of itself, or of 1 in a leaf of zeros."""
     rng = np.random.default_rng(seed & 0xFFFFFFFF)
 
