@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import pytest
 
 import jaxnet
-from jaxnet import cli, train
+from jaxnet import train
+from jaxnet.cli import errors
 
 EXPERIMENT = Path(__file__).parent / "train/small_run.py"
 COMMAND = Path(sys.executable).with_name("jaxnet")
@@ -192,16 +193,16 @@ def raises(error):
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )
 def test_exit_codes(capsys, error, code, line):
-    assert cli._guarded(raises(error)) == code
+    assert errors.guarded(raises(error)) == code
     assert capsys.readouterr() == ("", f"{line}\n")
 
 
 def test_a_network_too_large_for_the_memory(capsys):
-    assert cli._guarded(lambda: jnp.zeros((2**24, 2**24))) == 2
+    assert errors.guarded(lambda: jnp.zeros((2**24, 2**24))) == 2
     assert re.fullmatch("error: not enough memory: .+\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), jax.errors.JaxRuntimeError("INTERNAL: a bug")])
 def test_a_bug_is_not_hidden(error):
     with pytest.raises(type(error)):
-        cli._guarded(raises(error))
+        errors.guarded(raises(error))

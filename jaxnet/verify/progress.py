@@ -30,14 +30,17 @@ class Progress:
 
     def step(self, doing: str) -> None:
         """One more step begins: `doing` says which."""
-        self._done += 1
+        self.at(self._done + 1, self._total, doing)
+
+    def at(self, done: int, total: int, doing: str) -> None:
+        """`done` of `total` are done, and `doing` is what comes now."""
+        self._done, self._total = done, total
         elapsed = time.monotonic() - self._began
         if not sys.stderr.isatty() or elapsed < _QUIET_SECONDS:
             return
-        full = _WIDTH * self._done // self._total
-        left = elapsed / max(self._done, 1) * (self._total - self._done)
-        bar = f"{'━' * full}{'╌' * (_WIDTH - full)} {self._done}/{self._total}"
-        text = f"{self._title} {bar}, {left:.0f} s left  {doing}"
+        full = _WIDTH * done // total
+        left = f", {elapsed / done * (total - done):.0f} s left" if done else ""
+        text = f"{self._title} {'━' * full}{'╌' * (_WIDTH - full)} {done}/{total}{left}  {doing}"
         # Erase the line, and end it before the terminal would break it.
         print(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}", end="", file=sys.stderr, flush=True)
         self._shown = True

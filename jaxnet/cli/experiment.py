@@ -1,7 +1,4 @@
-"""The command `jaxnet`, and the frame around an experiment: options, run folder, errors, interruption.
-
-Every error that a user can act on ends with one line on stderr and exit code 2; Ctrl-C with 130.
-"""
+"""The frame around an experiment: options, run folder, interruption."""
 
 import json
 import os
@@ -17,66 +14,12 @@ import click
 import jax
 from click.core import ParameterSource
 from rich.console import Console
-from rich.table import Table
 
-import jaxnet
 from jaxnet import train
-from jaxnet.ops import dispatch
+from jaxnet.cli.errors import guarded
+from jaxnet.cli.machine import OPS, chosen, facts
 
-_OPS = ("linear", "adamw")
 _FREE_ON_RESUME = {"run", "resume", "epochs", "data"}
-
-
-# ----------------------------------------------------------------------------------------- the command
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
-@click.version_option(jaxnet.__version__, prog_name="jaxnet")
-@click.pass_context
-def commands(context: click.Context) -> None:
-    """Neural networks as pure functions in JAX, every backward pass written by hand and proved."""
-    if context.invoked_subcommand is None:
-        click.echo(context.get_help())
-
-
-@commands.command()
-def info() -> None:
-    """Show what jaxnet runs on, and which kernels are built and would be chosen."""
-    console = Console()
-    for name, value in _facts().items():
-        console.print(f"{name:<10} {value}", highlight=False, soft_wrap=True)
-    table = Table("op", "implementations", "chosen here", "remark")
-    for op in _OPS:
-        found = dispatch.implementations(op)
-        remark = "; ".join(f"{name}: {reason}" for name, reason in found.items() if reason)
-        table.add_row(op, ", ".join(found), _chosen(op), remark)
-    console.print(table)
-
-
-def main() -> None:
-    """Runs the command line."""
-    sys.exit(_guarded(lambda: commands.main(standalone_mode=False)))
-
-
-def _facts() -> dict[str, str]:
-    versions = train.versions()
-    device = jax.devices()[0]
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    kernels = dispatch.implementations("adamw")["cpu"] or f"built, {dispatch.isa()}"
-    return {
-        "jaxnet": f"{versions['jaxnet']} on Python {versions['python']}, jax {versions['jax']}",
-        "platform": f"{device.platform} ({device.device_kind}), {threads} threads",
-        "kernels": f"CPU: {kernels}",
-    }
-
-
-def _chosen(op: str) -> str:
-    found = dispatch.implementations(op)
-    platform = jax.default_backend()
-    return platform if found.get(platform, "not written") is None else "xla"
-
-
-# -------------------------------------------------------------------------------------- an experiment
 
 
 def option(default: Any, help: str, type: Any = None) -> Any:
@@ -134,9 +77,9 @@ def experiment(body: Callable[[Any, Path], None], options: type[RunOptions]) -> 
         folder = _folder(config, script.stem)
         _cache_compilations()
         console = Console()
-        for name, value in _facts().items():
+        for name, value in facts().items():
             console.print(f"{name:<10} {value}", highlight=False, soft_wrap=True)
-        console.print(f"{'chosen':<10} " + ", ".join(f"{op}: {_chosen(op)}" for op in _OPS), highlight=False)
+        console.print(f"{'chosen':<10} " + ", ".join(f"{op}: {chosen(op)}" for op in OPS), highlight=False)
         console.print(f"{'run':<10} {folder}\n", highlight=False, soft_wrap=True)
         try:
             body(config, folder)
@@ -152,7 +95,7 @@ def experiment(body: Callable[[Any, Path], None], options: type[RunOptions]) -> 
         help=options.__doc__,
         context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
     )
-    sys.exit(_guarded(lambda: _main(command, options, script.stem)))
+    sys.exit(guarded(lambda: _main(command, options, script.stem)))
 
 
 def _main(command: click.Command, options: type[RunOptions], name: str) -> Any:
@@ -246,30 +189,3 @@ def _cache_compilations() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     # Where it can't be written, the disk being full, say, there is simply none.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
-
-
-def _guarded(action: Callable[[], Any]) -> int:
-    """Runs it and returns the exit code: an error that a user can act on becomes one line."""
-    try:
-        action()
-    except click.exceptions.Exit as done:
-        return done.exit_code
-    except click.UsageError as error:
-        return _complain(error.format_message())
-    except (ValueError, OSError, train.NonFiniteError) as error:
-        return _complain(str(error))
-    except MemoryError as error:
-        return _complain(f"not enough memory: {error}")
-    except jax.errors.JaxRuntimeError as error:
-        if not str(error).startswith("RESOURCE_EXHAUSTED"):
-            raise
-        return _complain(f"not enough memory: {error}")
-    except (KeyboardInterrupt, click.Abort) as stop:  # click turns the first into the second
-        print(f"\n{str(stop) or 'interrupted'}", file=sys.stderr)
-        return 130
-    return 0
-
-
-def _complain(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
