@@ -43,12 +43,9 @@ def _test(case: Any) -> Callable[[], None]:
     """A test function that pytest sees in the place, and with the pytest marks, of the marked function."""
 
     def test() -> None:
-        __tracebackhide__ = True
-        from jaxnet import verify
-
         report = case.check()
         if not report.ok:
-            raise verify.GradientError(report)
+            pytest.fail(f"{report}", pytrace=False)
 
     test.place_as = inspect.unwrap(case.function)  # type: ignore[attr-defined]
     test.pytestmark = list(getattr(case.function, "pytestmark", ()))  # type: ignore[attr-defined]

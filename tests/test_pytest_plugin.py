@@ -119,7 +119,8 @@ def test_cases_and_fixture(project: Path, tmp_path: Path, workers: list[str]) ->
     code, out = run(project, "tests/test_kernels.py", f"--junit-xml={tmp_path}/junit.xml", *workers)
     assert outcomes(tmp_path / "junit.xml") == OUTCOMES
     assert code == 1
-    assert len(re.findall(r"GradientError: *\nE +FAIL  wrong", out)) == 2, out
+    assert re.search(r"_ wrong\[0\] _+\nFAIL  wrong\[0\] ", out), out  # the report and nothing else
+    assert re.search(r"GradientError: *\nE +FAIL  wrong ", out), out
     assert "check_gradients(" not in out  # no frame of the prover
     assert "return 1 / 0" in out
 
@@ -145,4 +146,5 @@ def test_without_the_plugin(project: Path) -> None:
     )
     assert code == 0, out
     names = [line.partition("::")[2] for line in out.splitlines() if "::" in line]
-    assert names == ["test_fixture", "test_fixture_wrong", "test_no_jax"]
+    assert {"test_fixture", "test_fixture_wrong", "test_no_jax"} <= set(names)
+    assert "[" not in "".join(names)

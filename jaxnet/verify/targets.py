@@ -85,16 +85,15 @@ def _load_file(path: Path) -> ModuleType:
         parts.pop()
     name = ".".join(parts)
     sys.path.insert(0, str(folder))  # as Python does for a script: what lies beside it can be imported
-    if len(parts) == 1 and name in sys.modules:
-        name += f"_{zlib.crc32(bytes(path)):x}"  # two files of one name, or that of a module imported already
-    module = sys.modules.get(name)
-    if module is None and len(parts) > 1:
-        module = importlib.import_module(name)
-    if module is not None:
+    if len(parts) > 1:
+        importlib.import_module(name)
+    if (module := sys.modules.get(name)) is not None:
         found = getattr(module, "__file__", None)
-        if found is None or not path.samefile(found):
+        if found is not None and path.samefile(found):
+            return module
+        if len(parts) > 1:
             raise TargetError(f"{path} would be {name}, but that is {found}; start where {name} is this file.")
-        return module
+        name += f"_{zlib.crc32(bytes(path)):x}"  # two files of one name, or that of a module imported already
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise TargetError(f"{path} can't be loaded as a Python file.")
