@@ -1,0 +1,198 @@
+"""Proof by mutation: does a check find the mistakes that are put into a backward pass?
+
+    report = verify.mutate.run(op, [(x, weight)])          # the rules of op, checked at these arguments
+    report = verify.mutate.mutate([backward], [trial])     # any function, any check
+
+Every mutant is one mistake in the source (`mutation_operators`), put in the place of the function for
+as long as the checks run. A mutant that the checks pass is *equivalent* only if its gradients are those
+of the function as it is, compared in float64 at other arguments under other cotangents; else it *survived*,
+and either the check's cases or the prover have a gap.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+
+from jaxnet.verify.mutants import Mutation, mutations, plain_function, unchanged
+from jaxnet.verify.mutation_place import in_place, programs_kept
+from jaxnet.verify.mutation_report import Mutant, MutationReport
+from jaxnet.verify.mutation_rules import rules_of
+from jaxnet.verify.report import Report
+from jaxnet.verify.roads import brief
+from jaxnet.verify.trials import Gradients, Trial, difference, trial
+
+Progress = Callable[[int, int], None]  # mutants done, mutants in all
+
+_DRAWS = range(12)  # each of the six ways to draw arguments twice, with other cotangents
+
+
+def run(
+    fn: Callable[..., Any],
+    cases: Sequence[Sequence[Any]],
+    *,
+    options: Mapping[str, Any] | None = None,
+    rules: Sequence[Callable[..., Any]] | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> MutationReport:
+    """Mutate the derivative rules of `fn` and check each mutant by `check_gradients` at every case.
+
+    Args:
+        fn: a function with a `custom_vjp` or `custom_jvp`, itself or inside.
+        cases: for each case the arguments, a tuple as for `check_gradients(fn, *args)`.
+        options: of `check_gradients`, the same for all cases.
+        rules: the functions to mutate; None takes those that `fn` reaches (`rules_of`).
+        sample: try only so many mutants, drawn evenly from the kinds of mistake; None tries all.
+        seed: of the sample.
+        progress: called with the numbers of mutants done and in all.
+
+    Raises:
+        ValueError: no rule is found or runs, or a check doesn't pass on `fn` as it is.
+
+    Example:
+        >>> print(mutate.run(op, [(x, weight), (x, None)], sample=20))
+    """
+    found = [plain_function(rule) for rule in rules] if rules is not None else rules_of(fn)
+    title = getattr(fn, "__name__", type(fn).__name__)
+    if not found:
+        raise ValueError(
+            f"mutation finds no custom_vjp or custom_jvp rule written in Python in {title}. Name the functions "
+            "that make up the backward pass: rules=[backward]."
+        )
+    trials = [trial(fn, *args, **(options or {})) for args in cases]
+    return mutate(found, trials, title=title, unused=rules is None, sample=sample, seed=seed, progress=progress)
+
+
+def mutate(
+    functions: Sequence[Callable[..., Any]],
+    trials: Sequence[Trial],
+    *,
+    title: str | None = None,
+    unused: bool = False,
+    sample: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> MutationReport:
+    """Mutate `functions`, one mistake at a time, and try each mutant by all `trials`.
+
+    Args:
+        functions: of a backward pass; each is found through `partial`, `jit` and other wrappers.
+        trials: see `Trial`, `trial` and `layer_trial`.
+        title: of the report; by default the functions' names.
+        unused: whether functions that no trial runs are left out, with a remark, instead of refused.
+        sample: as in `run`.
+        seed: as in `run`.
+        progress: as in `run`.
+
+    Raises:
+        TypeError: a function isn't written in Python.
+        ValueError: its source can't be read, no trial runs it, or a check doesn't pass on it as it is.
+    """
+    began = time.perf_counter()
+    plain = [plain_function(function) for function in functions]
+    names = [function.__qualname__ for function in plain]
+    with programs_kept():
+        right, ran = _as_it_is(plain, trials)
+        idle = [name for name, runs in zip(names, ran, strict=True) if not runs]
+        if idle and not (unused and any(ran)):
+            raise ValueError(
+                f"no check runs {', '.join(idle)}: its mutants would all survive. Give a case that does."
+            )
+        every = [(f, m) for f, runs in zip(plain, ran, strict=True) if runs for m in mutations(f)]
+        chosen = _sampled(every, sample, seed)
+        fates = []
+        for function, mutation in chosen:
+            fates.append(_fate(function, mutation, trials, right))
+            if progress is not None:
+                progress(len(fates), len(chosen))
+    remarks = tuple(f"{name} is run by no check and was left alone" for name in idle)
+    seconds = time.perf_counter() - began
+    return MutationReport(title or ", ".join(names), tuple(fates), len(every), remarks, seconds)
+
+
+def _as_it_is(functions: Sequence[FunctionType], trials: Sequence[Trial]) -> tuple[list[Gradients], list[bool]]:
+    """The right gradients of every trial, and for each function whether it runs; the checks must pass."""
+    ran = []
+    for function in functions:
+        with in_place(function, unchanged(function)) as mark:
+            for each in trials:
+                report = each.check()
+                if report is not None and report.state != "pass":
+                    raise ValueError(f"mutation needs checks that pass on the function as it is; got\n{report}")
+        ran.append(mark.reached)
+    return [each.gradients(_DRAWS) for each in trials], ran
+
+
+def _fate(function: FunctionType, mutation: Mutation, trials: Sequence[Trial], right: list[Gradients]) -> Mutant:
+    began = time.perf_counter()
+    with in_place(function, mutation.code) as mark:
+        state, detail = _checked(trials)
+        if state != "invalid" and not mark.reached:
+            state, detail = "survived", "no check runs this place: give a case that does"
+        elif state == "survived":
+            state, detail = _compared(trials, right, detail)
+    seconds = time.perf_counter() - began
+    return Mutant(function.__qualname__, mutation.line, str(mutation), state, detail, seconds)
+
+
+def _checked(trials: Sequence[Trial]) -> tuple[str, str]:
+    """What the prover says."""
+    undecided = ""
+    for each in trials:
+        try:
+            report = each.check()
+        except AssertionError as error:
+            report = getattr(error, "report", None)
+            if not isinstance(report, Report):
+                return "killed", brief(error)
+        except Exception as error:  # the mutant's, of any type; a user sees it at the first call
+            return "invalid", brief(error)
+        if report is not None and report.state == "fail":
+            return "killed", _verdict(report)
+        if report is not None and report.state == "undecided":
+            undecided = f"undecided ({_verdict(report)}); "
+    return "survived", undecided
+
+
+def _verdict(report: Report) -> str:
+    rows: list[Any] = [*report.leaves, *getattr(report, "witnesses", ())]
+    return next((f"{row.name}: {row.verdict}" for row in rows if row.state == report.state), report.state)
+
+
+def _compared(trials: Sequence[Trial], right: list[Gradients], detail: str) -> tuple[str, str]:
+    """Whether the gradients of a mutant that no check found are the right ones.
+
+    Equal up to rounding: a change of the order of n terms moves their sum by at most n·eps of its largest
+    partial sum, and n stays below 4096 in what is differentiated by hand here.
+    """
+    worst = 0.0
+    for each, expected in zip(trials, right, strict=True):
+        try:
+            found = each.gradients(_DRAWS)
+        except Exception as error:
+            return "survived", f"{detail}the checks pass, but the gradient raises {brief(error)}"
+        gap = difference(found, expected)
+        eps = max(
+            (float(np.finfo(leaf.dtype).eps) for leaf in expected[0] if leaf.dtype.kind in "fc"), default=0.0
+        )
+        if not gap <= 4096 * eps:
+            return "survived", f"{detail}its gradients differ by {gap:.2g} of the largest element"
+        worst = max(worst, gap)
+    return "equivalent", f"{detail}its gradients differ by at most {worst:.1g} at {len(_DRAWS)} draws a case"
+
+
+def _sampled(
+    every: list[tuple[FunctionType, Mutation]], sample: int | None, seed: int
+) -> list[tuple[FunctionType, Mutation]]:
+    """As many of each operator as there are, in turns, until there are enough; in the order of the source."""
+    if sample is None or sample >= len(every):
+        return every
+    order = np.random.default_rng(seed).permutation(len(every))
+    turns: dict[str, Iterator[int]] = {}
+    turn = {int(i): next(turns.setdefault(every[i][1].operator, itertools.count())) for i in order}
+    return [every[i] for i in sorted(sorted(turn, key=lambda i: turn[i])[:sample])]

@@ -1,0 +1,159 @@
+"""What a backward pass is tried by: a check of the prover, and the gradients themselves to compare."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import tree_leaves, tree_map
+
+from jaxnet.verify.check import check_gradients
+from jaxnet.verify.differences import scales
+from jaxnet.verify.layer import LayerLike, check_layer
+from jaxnet.verify.leaves import Arguments, float_leaves, is_differentiable, take_apart
+from jaxnet.verify.report import Report
+from jaxnet.verify.roads import setting
+
+Gradients = list[list[np.ndarray]]  # of each draw, the leaves
+
+
+class Trial(NamedTuple):
+    """A check, and what it is about.
+
+    ===========  ====================================================================================
+    `check`      `check() → Report`, or a function that raises an `AssertionError`
+    `gradients`  `gradients(seeds) → ` for each seed the gradients at other arguments and cotangents
+    ===========  ====================================================================================
+
+    Both must make anew whatever holds the backward pass by its values: a layer, a jitted function.
+    """
+
+    check: Callable[[], Report | None]
+    gradients: Callable[[Sequence[int]], Gradients]
+
+
+def trial(fn: Callable[..., Any], *args: Any, **options: Any) -> Trial:
+    """`check_gradients(fn, *args, **options)`, and `jax.vjp` of `fn` (of that too, if `order=2`)."""
+    arguments = take_apart(fn, args)
+
+    def call(given: Sequence[Any], key: Any) -> Any:
+        return _pulled_back(lambda *arrays: float_leaves(fn(*arrays)), given, key, options.get("order", 1))
+
+    return Trial(lambda: check_gradients(fn, *args, **options), _gradients(lambda: call, arguments))
+
+
+def layer_trial(make: Callable[[], LayerLike], key: Any, x: Any, *, training_key: Any = None) -> Trial:
+    """`check_layer` of a layer that `make` makes, and its pullback beside `jax.vjp` of its `apply`."""
+    arguments = take_apart(lambda params, x: None, (make().init(key, x), x))
+
+    def calls() -> Callable[[Sequence[Any], Any], Any]:
+        layer = make()
+
+        def call(given: Sequence[Any], cotangent_key: Any) -> Any:
+            results = []
+            for mode in (None, training_key)[: 1 if training_key is None else 2]:
+                y, pullback = layer.vjp(*given, key=mode)
+                results.append(pullback(tree_map(lambda leaf: _normal(cotangent_key, leaf), y)))
+                results.append(
+                    _pulled_back(lambda *a, mode=mode: [layer.apply(*a, key=mode)], given, cotangent_key)
+                )
+            return results
+
+        return call
+
+    return Trial(lambda: check_layer(make(), key, x, training_key=training_key), _gradients(calls, arguments))
+
+
+def _pulled_back(call: Callable[..., list[Any]], given: Sequence[Any], key: Any, order: int = 1) -> Any:
+    """The gradients of Σ ⟨w, call⟩ under random w, for `order` 2 also those of Σ ⟨w, gradients⟩."""
+    leaves, tree = jax.tree.flatten(tuple(given))
+    chosen = [i for i, leaf in enumerate(leaves) if is_differentiable(leaf)]
+
+    def of(arrays: Sequence[Any]) -> list[Any]:
+        every = list(leaves)
+        for i, array in zip(chosen, arrays, strict=True):
+            every[i] = array
+        outputs = call(*jax.tree.unflatten(tree, every))
+        return [leaf for leaf in tree_leaves(outputs) if is_differentiable(leaf)]
+
+    def first(arrays: Sequence[Any]) -> list[Any]:
+        outputs, pullback = jax.vjp(of, arrays)
+        return list(pullback([_normal(jax.random.fold_in(key, i), y) for i, y in enumerate(outputs)])[0])
+
+    arrays = [leaves[i] for i in chosen]
+    if order == 1:
+        return first(arrays)
+    gradients, pullback = jax.vjp(first, arrays)
+    return gradients, pullback([_normal(jax.random.fold_in(key, -1 - i), g) for i, g in enumerate(gradients)])
+
+
+def _normal(key: Any, like: Any) -> Any:
+    return jax.random.normal(key, like.shape, jnp.asarray(like).dtype)
+
+
+def _gradients(
+    calls: Callable[[], Callable[[Sequence[Any], Any], Any]], arguments: Arguments
+) -> Callable[[Sequence[int]], Gradients]:
+    """Gradients at arguments drawn by a seed: in float64 if the function, as it is, can be promoted."""
+    promotes: list[bool] = []
+
+    def at(seeds: Sequence[int], promoted: bool) -> Gradients:
+        call = calls()
+
+        @jax.jit
+        def program(vector: Any, key: Any) -> Any:
+            return call(arguments.rebuild(arguments.unpack(vector, promoted=promoted)), key)
+
+        with setting(promoted):
+            drawn = [(jnp.asarray(draw(arguments, seed)), jax.random.key(seed)) for seed in seeds]
+            return [[np.asarray(leaf) for leaf in tree_leaves(program(*one))] for one in drawn]
+
+    def gradients(seeds: Sequence[int]) -> Gradients:
+        if not promotes:
+            try:
+                at(seeds[:1], True)
+                promotes.append(True)
+            except Exception:  # whatever it raises: its own dtype decides whether that was the reason
+                promotes.append(False)
+        return at(seeds, promotes[0])
+
+    return gradients
+
+
+def draw(arguments: Arguments, seed: int) -> np.ndarray:
+    """The arguments' vector at another place: by turns near, of other signs, shuffled, normal, ten times so."""
+    rng = np.random.default_rng(seed)
+    vector = arguments.vector()
+    for leaf in arguments.leaves:
+        part = vector[leaf.part]
+        rms, _ = scales(part)
+        near = part * rng.uniform(0.5, 1.5, part.size)
+        vector[leaf.part] = (
+            part,
+            near,
+            near * rng.choice([-1.0, 1.0], part.size),
+            rng.permutation(part),
+            rng.normal(0, rms, part.size),
+            rng.normal(0, 10 * rms, part.size),
+        )[seed % 6]
+    return vector
+
+
+def difference(found: Gradients, right: Gradients) -> float:
+    """The largest difference of an element, relative to the largest of its leaf.
+
+    An element that isn't finite in `right` says nothing: it was drawn outside of the function's domain.
+    Infinite if another tree or shape was found, or NaN where there was a number.
+    """
+    worst = 0.0
+    for ours, theirs in zip(found, right, strict=True):
+        if [a.shape for a in ours] != [a.shape for a in theirs]:
+            return np.inf
+        for a, b in zip(ours, theirs, strict=True):
+            inside = np.isfinite(b)
+            if inside.any():
+                with np.errstate(all="ignore"):
+                    gap = np.abs(a.astype(np.complex128) - b)[inside].max()
+                worst = max(worst, float(np.nan_to_num(gap, nan=np.inf) / (np.abs(b[inside]).max() or 1.0)))
+    return worst
