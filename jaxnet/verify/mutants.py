@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-from jaxnet.verify.mutation_operators import MARK, changes, scope_of, speak
+from jaxnet.verify.mutation_operators import MARK, changes, marked, scope_of
 
 _AT = 1_000_000  # a line that no source has: by it the compiled definition is found again
 
@@ -45,30 +45,34 @@ def plain_function(function: Callable[..., Any]) -> FunctionType:
     """
     inner: Any = function
     while not isinstance(inner, FunctionType) or hasattr(inner, "__wrapped__"):
-        wrapped = (
-            getattr(inner, "func", None) or getattr(inner, "__wrapped__", None) or getattr(inner, "__func__", None)
-        )
-        if wrapped is None:
+        held = (getattr(inner, name, None) for name in ("__wrapped__", "func", "__func__"))
+        inner = next((value for value in held if value is not None), None)
+        if inner is None:
             raise TypeError(
                 f"mutation needs a function written in Python; got {function!r}. Of a custom_vjp or custom_jvp "
                 "name its rule, the function that was given to defvjp or defjvp."
             )
-        inner = wrapped
-    return inner
+    plain: FunctionType = inner
+    return plain
 
 
-def mutations(function: FunctionType) -> list[Mutation]:
-    """Every mutation of a function, of functions inside it too, in the order of the source.
+def mutations(function: FunctionType, inside: str | None = None) -> list[Mutation]:
+    """Every mutation of a function and of the functions in it, in the order of the source.
+
+    Args:
+        function: a function of Python.
+        inside: mutate only the function of this name that is defined inside of it.
 
     Raises:
         ValueError: the source can't be read, or the function isn't where it was.
     """
     tree, definition = _source(function)
+    part = _inside(definition, inside)
     modules = frozenset(name for name, value in function.__globals__.items() if isinstance(value, ModuleType))
-    scope = scope_of(definition, modules)
+    scope = scope_of(part, modules)
     seen = {ast.dump(definition)}
     found = []
-    for place, old in list(_places(definition)):
+    for place, old in list(_places(part)):
         for operator, new in changes(old, scope):
             ast.copy_location(new, old)
             _put(place, new)
@@ -81,13 +85,14 @@ def mutations(function: FunctionType) -> list[Mutation]:
     return found
 
 
-def unchanged(function: FunctionType) -> CodeType:
-    """The code of a function as it is, with a mark where it begins."""
+def unchanged(function: FunctionType, inside: str | None = None) -> CodeType:
+    """The code of a function as it is, with a mark where it, or the function inside, begins."""
     tree, definition = _source(function)
-    if isinstance(definition, ast.Lambda):
-        definition.body = speak(definition.body)
+    part = _inside(definition, inside)
+    if isinstance(part, ast.Lambda):
+        part.body = marked(part.body)
     else:
-        definition.body = [ast.Expr(speak(ast.Constant(None))), *definition.body]
+        part.body = [ast.Expr(marked(ast.Constant(None))), *part.body]
     return _compiled(tree, definition, function)
 
 
@@ -124,6 +129,15 @@ def _defines(node: ast.AST, code: CodeType) -> bool:
 
 def _holds(node: Any, start: Any, end: Any) -> bool:
     return (node.lineno, node.col_offset) <= start and end <= (node.end_lineno, node.end_col_offset)
+
+
+def _inside(definition: Any, name: str | None) -> Any:
+    if name is None:
+        return definition
+    inner = [node for node in ast.walk(definition) if isinstance(node, ast.FunctionDef) and node.name == name]
+    if not inner:
+        raise ValueError(f"mutation finds no function {name} inside {getattr(definition, 'name', 'the lambda')}")
+    return inner[0]
 
 
 def _compiled(tree: ast.Module, definition: Any, function: FunctionType) -> CodeType:
@@ -180,13 +194,13 @@ def _put(place: Place, new: Any) -> None:
 def _marked(old: ast.AST, new: Any) -> ast.AST:
     """`new`, calling the mark when it runs; a statement does so in what it evaluates."""
     if isinstance(new, ast.expr):
-        new = new if _is_forced(new) else speak(new)
+        new = new if _is_forced(new) else marked(new)
     elif isinstance(new, ast.AugAssign):
-        new = ast.AugAssign(new.target, new.op, speak(new.value))
+        new = ast.AugAssign(new.target, new.op, marked(new.value))
     elif isinstance(new, ast.Return):
-        new = ast.Return(speak(new.value))
+        new = ast.Return(marked(new.value))
     else:
-        new = ast.Expr(speak(ast.Constant(None)))
+        new = ast.Expr(marked(ast.Constant(None)))
     return ast.copy_location(new, old)
 
 

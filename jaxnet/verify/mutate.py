@@ -9,16 +9,18 @@ of the function as it is, compared in float64 at other arguments under other cot
 and either the check's cases or the prover have a gap.
 """
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxnet.verify.mutants import Mutation, mutations, plain_function, unchanged
-from jaxnet.verify.mutation_place import in_place, programs_kept
+from jaxnet.verify.mutation_place import in_place
+from jaxnet.verify.mutation_place import programs_kept as programs_kept
+from jaxnet.verify.mutation_report import STATES as STATES
 from jaxnet.verify.mutation_report import Mutant, MutationReport
 from jaxnet.verify.mutation_rules import rules_of
 from jaxnet.verify.report import Report
@@ -69,7 +71,7 @@ def run(
 
 
 def mutate(
-    functions: Sequence[Callable[..., Any]],
+    functions: Sequence[Callable[..., Any] | tuple[Callable[..., Any], str]],
     trials: Sequence[Trial],
     *,
     title: str | None = None,
@@ -81,7 +83,8 @@ def mutate(
     """Mutate `functions`, one mistake at a time, and try each mutant by all `trials`.
 
     Args:
-        functions: of a backward pass; each is found through `partial`, `jit` and other wrappers.
+        functions: of a backward pass, each found through `partial`, `jit` and other wrappers. A pair
+            (function, name) stands for the function of that name that is defined inside of it.
         trials: see `Trial`, `trial` and `layer_trial`.
         title: of the report; by default the functions' names.
         unused: whether functions that no trial runs are left out, with a remark, instead of refused.
@@ -94,50 +97,74 @@ def mutate(
         ValueError: its source can't be read, no trial runs it, or a check doesn't pass on it as it is.
     """
     began = time.perf_counter()
-    plain = [plain_function(function) for function in functions]
-    names = [function.__qualname__ for function in plain]
+    targets = [_target(function) for function in functions]
     with programs_kept():
-        right, ran = _as_it_is(plain, trials)
-        idle = [name for name, runs in zip(names, ran, strict=True) if not runs]
+        ran = _runs(targets, trials)
+        right = functools.cache(lambda: [each.gradients(_DRAWS) for each in trials])  # only if they are needed
+        idle = [name for (*_, name), runs in zip(targets, ran, strict=True) if not runs]
         if idle and not (unused and any(ran)):
             raise ValueError(
                 f"no check runs {', '.join(idle)}: its mutants would all survive. Give a case that does."
             )
-        every = [(f, m) for f, runs in zip(plain, ran, strict=True) if runs for m in mutations(f)]
+        every = [
+            (target, mutation)
+            for target, runs in zip(targets, ran, strict=True)
+            if runs
+            for mutation in mutations(target.function, target.inside)
+        ]
         chosen = _sampled(every, sample, seed)
         fates = []
-        for function, mutation in chosen:
-            fates.append(_fate(function, mutation, trials, right))
+        for target, mutation in chosen:
+            fates.append(_fate(target, mutation, trials, right))
             if progress is not None:
                 progress(len(fates), len(chosen))
     remarks = tuple(f"{name} is run by no check and was left alone" for name in idle)
     seconds = time.perf_counter() - began
-    return MutationReport(title or ", ".join(names), tuple(fates), len(every), remarks, seconds)
+    title = title or ", ".join(target.name for target in targets)
+    return MutationReport(title, tuple(fates), len(every), remarks, seconds)
 
 
-def _as_it_is(functions: Sequence[FunctionType], trials: Sequence[Trial]) -> tuple[list[Gradients], list[bool]]:
-    """The right gradients of every trial, and for each function whether it runs; the checks must pass."""
-    ran = []
-    for function in functions:
-        with in_place(function, unchanged(function)) as mark:
+class _Target(NamedTuple):
+    function: Any  # a FunctionType
+    inside: str | None
+    name: str
+
+
+def _target(function: Any) -> _Target:
+    outer, inside = function if isinstance(function, tuple) else (function, None)
+    plain = plain_function(outer)
+    return _Target(plain, inside, plain.__qualname__ if inside is None else f"{plain.__qualname__}.{inside}")
+
+
+def _runs(targets: Sequence[_Target], trials: Sequence[Trial]) -> list[bool]:
+    """Whether the trials run each target; their checks must pass on the functions as they are."""
+    ran: list[bool] = []
+    for target in targets:
+        with in_place(target.function, unchanged(target.function, target.inside)) as mark:
             for each in trials:
+                if ran and mark.reached:
+                    break  # the checks have passed for the first target, and this one runs
                 report = each.check()
                 if report is not None and report.state != "pass":
                     raise ValueError(f"mutation needs checks that pass on the function as it is; got\n{report}")
         ran.append(mark.reached)
-    return [each.gradients(_DRAWS) for each in trials], ran
+    return ran
 
 
-def _fate(function: FunctionType, mutation: Mutation, trials: Sequence[Trial], right: list[Gradients]) -> Mutant:
+def _fate(
+    target: _Target, mutation: Mutation, trials: Sequence[Trial], right: Callable[[], list[Gradients]]
+) -> Mutant:
     began = time.perf_counter()
-    with in_place(function, mutation.code) as mark:
+    with in_place(target.function, mutation.code) as mark:
         state, detail = _checked(trials)
-        if state != "invalid" and not mark.reached:
-            state, detail = "survived", "no check runs this place: give a case that does"
-        elif state == "survived":
-            state, detail = _compared(trials, right, detail)
+    if state != "invalid" and not mark.reached:
+        state, detail = "survived", "no check runs this place: give a case that does"
+    elif state == "survived":
+        expected = right()
+        with in_place(target.function, mutation.code):
+            state, detail = _compared(trials, expected, detail)
     seconds = time.perf_counter() - began
-    return Mutant(function.__qualname__, mutation.line, str(mutation), state, detail, seconds)
+    return Mutant(target.name, mutation.line, str(mutation), state, detail, seconds)
 
 
 def _checked(trials: Sequence[Trial]) -> tuple[str, str]:
@@ -175,7 +202,7 @@ def _compared(trials: Sequence[Trial], right: list[Gradients], detail: str) -> t
         try:
             found = each.gradients(_DRAWS)
         except Exception as error:
-            return "survived", f"{detail}the checks pass, but the gradient raises {brief(error)}"
+            return "invalid", f"{detail}the checks pass, but the gradient raises {brief(error)}"
         gap = difference(found, expected)
         eps = max(
             (float(np.finfo(leaf.dtype).eps) for leaf in expected[0] if leaf.dtype.kind in "fc"), default=0.0
@@ -187,8 +214,8 @@ def _compared(trials: Sequence[Trial], right: list[Gradients], detail: str) -> t
 
 
 def _sampled(
-    every: list[tuple[FunctionType, Mutation]], sample: int | None, seed: int
-) -> list[tuple[FunctionType, Mutation]]:
+    every: list[tuple[_Target, Mutation]], sample: int | None, seed: int
+) -> list[tuple[_Target, Mutation]]:
     """As many of each operator as there are, in turns, until there are enough; in the order of the source."""
     if sample is None or sample >= len(every):
         return every

@@ -58,10 +58,15 @@ def scope_of(function: Any, modules: frozenset[str]) -> Scope:
     return Scope(variables, modules, frozenset(map(id, results)), frozenset(conditions))
 
 
-def speak(argument: Any, *more: Any, of: str | None = None) -> Any:
-    """A call of the mark, or of one of its methods."""
-    mark: Any = ast.Name(MARK, ast.Load())
-    return ast.Call(ast.Attribute(mark, of, ast.Load()) if of else mark, [argument, *more], [])
+def marked(expression: Any) -> Any:
+    """`(mark(), expression)[1]`: the mark is called first, also if the expression then raises."""
+    mark = ast.Call(ast.Name(MARK, ast.Load()), [], [])
+    return ast.Subscript(ast.Tuple([mark, expression], ast.Load()), ast.Constant(1), ast.Load())
+
+
+def by_mark(method: str, *arguments: Any) -> Any:
+    """A call of a method of the mark."""
+    return ast.Call(ast.Attribute(ast.Name(MARK, ast.Load()), method, ast.Load()), list(arguments), [])
 
 
 def changes(node: ast.AST, scope: Scope) -> Iterator[Change]:
@@ -92,12 +97,12 @@ def changes(node: ast.AST, scope: Scope) -> Iterator[Change]:
     elif isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
         yield from (("operands", ast.Return(ast.Tuple(elts, ast.Load()))) for elts in _swapped(node.value.elts))
     if id(node) in scope.conditions:
-        yield "branch", speak(node, ast.Constant(True), of="forced")
-        yield "branch", speak(node, ast.Constant(False), of="forced")
+        yield "branch", by_mark("forced", node, ast.Constant(True))
+        yield "branch", by_mark("forced", node, ast.Constant(False))
     if id(node) in scope.results:
-        yield "sign", speak(node, of="negated")
-        yield "index", speak(node, of="rolled")
-        yield "transpose", speak(node, of="transposed")
+        yield "sign", by_mark("negated", node)
+        yield "index", by_mark("rolled", node)
+        yield "transpose", by_mark("transposed", node)
 
 
 _FLIPPED: dict[type, type] = {ast.Add: ast.Sub, ast.Sub: ast.Add}
@@ -136,7 +141,7 @@ def _of_call(node: ast.Call, scope: Scope) -> Iterator[Change]:
     if name == "sum" and isinstance(function, ast.Attribute):
         for other in ("first", "mean"):
             array, *options = [first, *node.args] if method else node.args
-            replaced = speak(array, *options, of=other)
+            replaced = by_mark(other, array, *options)
             replaced.keywords = node.keywords
             yield "sum", replaced
     for arguments in _swapped(node.args):

@@ -68,10 +68,9 @@ class Mark:
 
     reached: bool = False
 
-    def __call__(self, value: Any) -> Any:
-        """The value."""
+    def __call__(self) -> None:
+        """Note that the place was reached."""
         self.reached = True
-        return value
 
     def forced(self, test: Any, value: bool) -> bool:
         """A condition that always or never holds; reached where that makes a difference."""

@@ -34,11 +34,16 @@ class Trial(NamedTuple):
 
 
 def trial(fn: Callable[..., Any], *args: Any, **options: Any) -> Trial:
-    """`check_gradients(fn, *args, **options)`, and `jax.vjp` of `fn` (of that too, if `order=2`)."""
+    """`check_gradients(fn, *args, **options)`, and `jax.vjp` of `fn` (of that too, if `order=2`).
+
+    With `hand_written=` what that returns as well.
+    """
     arguments = take_apart(fn, args)
+    hand_written = options.get("hand_written")
 
     def call(given: Sequence[Any], key: Any) -> Any:
-        return _pulled_back(lambda *arrays: float_leaves(fn(*arrays)), given, key, options.get("order", 1))
+        gradients = _pulled_back(lambda *arrays: float_leaves(fn(*arrays)), given, key, options.get("order", 1))
+        return gradients, () if hand_written is None else hand_written(*given)
 
     return Trial(lambda: check_gradients(fn, *args, **options), _gradients(lambda: call, arguments))
 

@@ -1,0 +1,264 @@
+"""Mutation of every backward pass of jaxnet: does `jaxnet.verify` find the mistakes that are put into it?
+
+    python experiments/benchmarks/mutation.py                     # every mutant of every op, some minutes
+    python experiments/benchmarks/mutation.py linear softmax      # of these
+    python experiments/benchmarks/mutation.py --sample 4          # four mutants of each, as .ci/run does
+
+Exit code 1 if a mutant survived. An op is added by a line in `TARGETS`: its functions, and the trials that
+between them take every branch.
+"""
+
+import argparse
+import importlib
+import inspect
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnet import activations, layers, losses, verify
+from jaxnet.ops import linear, linear_vjp
+from jaxnet.verify.trials import Trial, layer_trial, trial
+
+Target = tuple[Sequence[Any], list[Trial]]
+
+
+def module(name: str) -> Any:
+    return importlib.import_module(f"jaxnet.{name}")
+
+
+def draw(*shape: int, seed: int = 0, scale: float = 1.5, dtype: Any = "float32") -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(0, scale, shape), dtype)
+
+
+def held(function: Any, *names: str) -> list[Any]:
+    """What a function closes over."""
+    return [inspect.getclosurevars(function).nonlocals[name] for name in names]
+
+
+# ------------------------------------------------------------------------------------------------ ops
+
+
+def of_linear() -> Target:
+    def one(x: jax.Array, *rest: jax.Array, activation: str | None = None) -> Trial:
+        dy = draw(*x.shape[:-1], rest[0].shape[-1], seed=9)
+
+        def total(*args: jax.Array) -> jax.Array:
+            y = linear(*args, activation=activation)
+            return (dy.astype(y.dtype) * y).sum()
+
+        def by_hand(*args: jax.Array) -> tuple[jax.Array, ...]:
+            return linear_vjp(*args, activation=activation)[1](dy.astype(args[0].dtype))[: len(args)]
+
+        return trial(total, x, *rest, hand_written=by_hand)
+
+    weight, bias = draw(4, 4, seed=1), draw(4, seed=2)
+    half = [a.astype("bfloat16") for a in (draw(3, 4), weight, bias)]
+    return [module("ops.linear").backward], [
+        one(draw(4, 4), weight, bias, activation="tanh"),
+        one(draw(2, 3, 4), draw(4, 5), draw(5), activation="gelu"),
+        one(draw(3, 4), weight),
+        one(*half, activation="tanh"),
+    ]
+
+
+def of_product() -> Target:
+    """The rule that second derivatives of `linear` use."""
+
+    def slope(activation: str | None, *args: jax.Array) -> Any:
+        return jax.grad(lambda *args: jnp.square(linear(*args, activation=activation)).sum(), range(len(args)))(
+            *args
+        )
+
+    args = draw(4, 4), draw(4, 4, seed=1), draw(4, seed=2)
+    return [module("ops.linear")._product_jvp], [
+        trial(partial(slope, "tanh"), *args),
+        trial(partial(slope, None), *args[:2]),
+    ]
+
+
+# ---------------------------------------------------------------------------------------- activations
+
+
+def of_activation(name: str, *options: dict[str, Any]) -> Target:
+    f = activations.get(name)
+
+    def one(f: Any) -> Trial:
+        x, dy = draw(5, 5, scale=2.5), draw(5, 5, seed=1)
+        pullback = activations.pullback(f)
+        return trial(
+            lambda x: (dy.astype(x.dtype) * f(x)).sum(),
+            x,
+            hand_written=lambda x: (pullback(x, dy.astype(x.dtype)),),
+        )
+
+    return held(f.derivative, "g"), [one(partial(f, **option)) for option in options or ({},)]
+
+
+def of_softmax(name: str) -> Target:
+    f = activations.get(name)
+    (rule,) = held(f, "g")
+    functions = [*held(rule.jvp, "jvp"), *held(f.pullback, "g"), *held(f.derivative, "g")]
+
+    def one(axis: int) -> list[Trial]:
+        x, dy = draw(5, 5), draw(5, 5, seed=1)
+        along = partial(f, axis=axis)
+
+        def total(x: jax.Array) -> jax.Array:
+            return (dy.astype(x.dtype) * along(x)).sum()
+
+        def by_pullback(x: jax.Array) -> tuple[jax.Array]:
+            return (activations.pullback(along)(x, dy.astype(x.dtype)),)
+
+        def by_jacobian(x: jax.Array) -> tuple[jax.Array]:
+            rows = jnp.moveaxis(dy.astype(x.dtype), axis, -1)
+            return (jnp.moveaxis(jnp.einsum("ri,rij->rj", rows, activations.derivative(along)(x)), -1, axis),)
+
+        return [trial(total, x, hand_written=by_pullback), trial(total, x, hand_written=by_jacobian)]
+
+    return list(dict.fromkeys(functions)), [*one(-1), *one(0)]
+
+
+# --------------------------------------------------------------------------------------------- losses
+
+
+def of_loss(name: str, *cases: tuple[Any, Any, dict[str, Any]]) -> Target:
+    loss = getattr(losses, name)
+    (rule,) = held(loss, "g")
+    functions = held(rule.jvp, "derivative", "target_derivative")
+
+    def one(prediction: jax.Array, target: Any, options: dict[str, Any]) -> Trial:
+        f = partial(loss, **options)
+        dy = draw(*jax.eval_shape(f, prediction, target).shape, seed=7)
+
+        def total(p: jax.Array, t: Any) -> jax.Array:
+            return (dy.astype(p.dtype) * f(p, t)).sum()
+
+        def by_hand(p: jax.Array, t: Any) -> tuple[jax.Array]:
+            weight = dy if dy.ndim == p.ndim else dy[:, None]  # the same for all classes of an example
+            return (losses.derivative(f)(p, t) * weight.astype(p.dtype),)
+
+        return trial(total, prediction, target, hand_written=by_hand)
+
+    return functions, [one(*case) for case in cases]
+
+
+LOGITS = draw(5, 5)
+CLASSES = np.array([0, 4, 1, 1, 2], np.int32)
+PROBABILITIES = activations.softmax(draw(5, 5, seed=1))
+
+
+# --------------------------------------------------------------------------------------------- layers
+
+KEY, TRAINING = jax.random.key(0), jax.random.key(7)
+
+
+def of_layer(functions: Sequence[Any], *makes: Callable[[], Any], random: Any = None, x: Any = None) -> Target:
+    """`random` makes a layer that draws from a key."""
+    x = draw(4, 4) if x is None else x
+    training = [layer_trial(random, KEY, x, training_key=TRAINING)] if random else []
+    return functions, [*(layer_trial(make, KEY, x) for make in makes), *training]
+
+
+def two_dense(**options: Any) -> Any:
+    return layers.parallel(layers.dense(4), layers.dense(4, activation="tanh"), **options)
+
+
+combinators = module("layers.combinators")
+reshape = module("layers.reshape")
+
+TARGETS: dict[str, Callable[[], Target]] = {
+    "linear": of_linear,
+    "linear's second order": of_product,
+    **{name: partial(of_activation, name) for name in ("identity", "sigmoid", "tanh", "relu", "selu", "softplus")},
+    **{name: partial(of_activation, name) for name in ("silu", "mish", "hard_swish")},
+    "leaky_relu": lambda: of_activation("leaky_relu", {}, {"negative_slope": 0.2}),
+    "elu": lambda: of_activation("elu", {}, {"alpha": 1.7}),
+    "gelu": lambda: of_activation("gelu", {}, {"approximate": False}),
+    "softmax": lambda: of_softmax("softmax"),
+    "log_softmax": lambda: of_softmax("log_softmax"),
+    "activations' rule": lambda: (
+        [held(activations.tanh, "g")[0].jvp, held(activations.elu, "g")[0].jvp],
+        of_activation("tanh")[1] + of_activation("elu", {"alpha": 1.7})[1],
+    ),
+    "squared_error": lambda: of_loss("squared_error", (LOGITS, draw(5, 5, seed=1), {})),
+    "huber": lambda: of_loss("huber", *((LOGITS, draw(5, 5, seed=1), {"delta": delta}) for delta in (1.0, 0.3))),
+    "cross_entropy": lambda: of_loss(
+        "cross_entropy",
+        (LOGITS, CLASSES, {"label_smoothing": 0.2}),
+        (LOGITS, PROBABILITIES, {"label_smoothing": 0.2}),
+        (LOGITS, 3 * PROBABILITIES, {}),
+    ),
+    "binary_cross_entropy": lambda: of_loss("binary_cross_entropy", (LOGITS, PROBABILITIES, {})),
+    "hinge": lambda: of_loss("hinge", (LOGITS, jnp.sign(draw(5, 5, seed=1)), {})),
+    "kl_divergence": lambda: of_loss("kl_divergence", (activations.log_softmax(LOGITS), PROBABILITIES, {})),
+    "losses' rule": lambda: (
+        [held(losses.squared_error, "g")[0].jvp],
+        of_loss("squared_error", (LOGITS, draw(5, 5, seed=1), {}))[1],
+    ),
+    "dense": lambda: of_layer(
+        [module("layers.dense")._pullback, (layers.dense, "vjp")],
+        lambda: layers.dense(4, activation="tanh"),
+        lambda: layers.dense(4, bias=False),
+    ),
+    "activation": lambda: of_layer(
+        [(layers.activation, "vjp"), (layers.activation, "_pullback")],
+        lambda: layers.activation("mish"),
+        lambda: layers.activation("softmax", axis=0),
+    ),
+    "dropout": lambda: of_layer(
+        [(layers.dropout, "vjp"), (layers.dropout, "_pullback"), module("layers.dropout")._identity],
+        random=lambda: layers.serial(layers.dropout(0.0), layers.dropout(0.4)),
+    ),
+    "reshape": lambda: of_layer([(reshape.reshape, "vjp")], lambda: layers.reshape(3, -1), x=draw(6, 2, 3)),
+    "serial": lambda: of_layer(
+        [(layers.serial, "vjp"), combinators._serial_pullback],
+        lambda: layers.serial(*(layers.dense(4, activation=f) for f in ("tanh", "silu", None))),
+        random=lambda: layers.serial(layers.dropout(0.4), layers.dense(4), layers.dropout(0.2)),
+    ),
+    "parallel": lambda: of_layer(
+        [(layers.parallel, "vjp"), combinators._parallel_pullback],
+        two_dense,
+        partial(two_dense, axis=0),
+        partial(two_dense, combine="add"),
+        random=lambda: layers.parallel(layers.dropout(0.4), layers.dense(3), layers.dropout(0.2)),
+    ),
+    "repeat": lambda: of_layer(
+        [(layers.repeat, "vjp"), combinators._repeat_pullback],
+        lambda: layers.repeat(layers.dense(4, activation="tanh"), 2),
+        random=lambda: layers.repeat(layers.dropout(0.3), 2),
+    ),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(TARGETS)}")
+    parser.add_argument("--sample", type=int, help="mutants of each, drawn evenly from the kinds of mistake")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--equivalent", action="store_true", help="list the equivalent mutants too")
+    options = parser.parse_args()
+    began, reports = time.perf_counter(), []
+    if unknown := sorted(set(options.names) - set(TARGETS)):
+        parser.error(f"no target {', '.join(unknown)}; there are {', '.join(TARGETS)}")
+    with verify.mutate.programs_kept():  # for all targets
+        for name in options.names or TARGETS:
+            functions, trials = TARGETS[name]()
+            report = verify.mutate.mutate(functions, trials, title=name, sample=options.sample, seed=options.seed)
+            lines = str(report).splitlines()
+            shown = [line for line in lines if options.equivalent or not line.startswith("  equivalent")]
+            print("\n".join(shown), flush=True)
+            reports.append(report)
+    counts = {state: sum(report.count(state) for report in reports) for state in verify.mutate.STATES}
+    total, seconds = sum(counts.values()), time.perf_counter() - began
+    print(f"{total} mutants: {', '.join(f'{n} {state}' for state, n in counts.items())} in {seconds:.0f} s")
+    return 0 if all(report.ok for report in reports) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
