@@ -11,6 +11,7 @@ between them take every branch.
 import argparse
 import importlib
 import inspect
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -105,8 +106,8 @@ def of_softmax(name: str) -> Target:
     (rule,) = held(f, "g")
     functions = [*held(rule.jvp, "jvp"), *held(f.pullback, "g"), *held(f.derivative, "g")]
 
-    def one(axis: int) -> list[Trial]:
-        x, dy = draw(5, 5), draw(5, 5, seed=1)
+    def one(axis: int, *shape: int) -> list[Trial]:
+        x, dy = draw(*shape), draw(*shape, seed=1)
         along = partial(f, axis=axis)
 
         def total(x: jax.Array) -> jax.Array:
@@ -121,7 +122,7 @@ def of_softmax(name: str) -> Target:
 
         return [trial(total, x, hand_written=by_pullback), trial(total, x, hand_written=by_jacobian)]
 
-    return list(dict.fromkeys(functions)), [*one(-1), *one(0)]
+    return list(dict.fromkeys(functions)), [*one(-1, 5, 5), *one(1, 2, 3, 4)]
 
 
 # --------------------------------------------------------------------------------------------- losses
@@ -236,13 +237,22 @@ TARGETS: dict[str, Callable[[], Target]] = {
 }
 
 
+def path(function: Any) -> str:
+    outer, *inside = function if isinstance(function, tuple) else (function,)
+    return ".".join([outer.__module__, outer.__qualname__, *inside])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(TARGETS)}")
     parser.add_argument("--sample", type=int, help="mutants of each, drawn evenly from the kinds of mistake")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--equivalent", action="store_true", help="list the equivalent mutants too")
+    parser.add_argument("--list", action="store_true", help="the functions of each target as JSON, and no more")
     options = parser.parse_args()
+    if options.list:
+        print(json.dumps({name: [path(function) for function in target()[0]] for name, target in TARGETS.items()}))
+        return 0
     began, reports = time.perf_counter(), []
     if unknown := sorted(set(options.names) - set(TARGETS)):
         parser.error(f"no target {', '.join(unknown)}; there are {', '.join(TARGETS)}")

@@ -2,6 +2,7 @@
 
 import dis
 import functools
+import inspect
 import sysconfig
 from collections.abc import Callable, Iterator
 from types import CodeType, FunctionType, ModuleType
@@ -22,7 +23,7 @@ def rules_of(fn: Callable[..., Any]) -> list[FunctionType]:
     found: dict[int, FunctionType] = {}
     for custom in _reached(fn, through=True):
         if _is_custom(custom):
-            rule: Any = getattr(custom, "bwd", None) or getattr(custom, "jvp", None)
+            rule: Any = inspect.unwrap(getattr(custom, "bwd", None) or getattr(custom, "jvp", None) or len)
             primal = [f for start in (custom.fun, getattr(custom, "fwd", None)) for f in _reached(start)]
             own = [f for f in _reached(rule) if isinstance(f, FunctionType) and not hasattr(f, "__wrapped__")]
             files = {f.__code__.co_filename for f in own[:1]}
