@@ -26,21 +26,21 @@ def leaky_relu_that_asks_its_output(rng: Any) -> Setup:
     return setup(op, away_from_zero(rng, 8))
 
 
-@planted("x")
+@planted("x", witness="around: negated")
 def only_negative_inputs(rng: Any) -> Setup:
     """exp's derivative is off by a tenth for x < 0; the arguments are positive, so it must be looked for."""
     op = rule(jnp.exp, lambda x, y, dy: (dy * jnp.where(x < 0, 1.1 * y, y),))
     return setup(op, positive(rng, 6), around=("negated",))
 
 
-@planted("x")
+@planted("x", witness="around: large")
 def only_large_inputs(rng: Any) -> Setup:
     """x·|x| has the slope 2·|x|; above 50 the backward saturates. The arguments are of order 1."""
     op = rule(lambda x: x * jnp.abs(x), lambda x, y, dy: (dy * 2 * jnp.minimum(jnp.abs(x), 50),))
     return setup(op, away_from_zero(rng, 6), around=("large",))
 
 
-@planted("x")
+@planted("x", witness="around: zeros")
 def only_at_zero(rng: Any) -> Setup:
     """sin(x)/x has the slope 0 at 0; the rule says 1 there, and no argument is 0."""
 

@@ -8,21 +8,21 @@ import jax.numpy as jnp
 from .registry import Setup, away_from_zero, normal, planted, positive, rule, setup, tangent_rule
 
 
-@planted("x", order=2, source="pytorch/pytorch #76185")
+@planted("x", witness="order 2", order=2, source="pytorch/pytorch #76185")
 def residual_taken_for_a_constant(rng: Any) -> Setup:
     """The backward multiplies by a saved value through which nothing flows."""
     op = rule(lambda x: jnp.sin(x), lambda x, y, dy: (dy * jax.lax.stop_gradient(jnp.cos(x)),))
     return setup(lambda x: op(x) ** 2, normal(rng, 5))
 
 
-@planted("x", order=2, source="pytorch/pytorch #58509")
+@planted("x", witness="order 2", order=2, source="pytorch/pytorch #58509")
 def derivative_with_a_wrong_derivative(rng: Any) -> Setup:
     """d sin = cos and, in the rule of cos, d cos = +sin."""
     cosine = tangent_rule(lambda x: jnp.cos(x), lambda x, dx: jnp.sin(x) * dx)
     return setup(tangent_rule(lambda x: jnp.sin(x), lambda x, dx: cosine(x) * dx), normal(rng, 5))
 
 
-@planted("x", index=(2,), order=2, source="jax-ml/jax #5054")
+@planted("x", index=(2,), witness="order 2", order=2, source="jax-ml/jax #5054")
 def second_derivative_of_sinc_at_zero(rng: Any) -> Setup:
     """A guarded sin(x)/x: slope 0 at 0 is right, but so the curvature is 0 too, where it is -1/3."""
 
@@ -32,14 +32,14 @@ def second_derivative_of_sinc_at_zero(rng: Any) -> Setup:
     return setup(lambda x: sinc(x).sum(), away_from_zero(rng, 4).at[2].set(0.0))
 
 
-@planted("x", order=2, source="pytorch/pytorch #18619")
+@planted("x", witness="order 2", order=2, source="pytorch/pytorch #18619")
 def product_divided_by_a_constant(rng: Any) -> Setup:
     """The gradient of a product as y/x, with y from the forward pass as a constant."""
     op = rule(lambda x: jnp.prod(x), lambda x, y, dy: (dy * jax.lax.stop_gradient(y) / x,))
     return setup(op, positive(rng, 4))
 
 
-@planted("w", order=2)
+@planted("w", witness="order 2", order=2)
 def backward_ignores_the_cotangent_s_gradient(rng: Any) -> Setup:
     """The backward's own rule: linear in dy, but its derivative by dy is left out for w."""
     transpose = rule(lambda x, dy: x.T @ dy, lambda x, dy, y, ct: (dy @ ct.T, 0 * (x @ ct)))

@@ -32,7 +32,7 @@ class Case:
         bug: whether there is one.
         wrong: leaves of which the gradient is wrong; none if a property of the whole function is broken.
         index: of the worst element of the wrong leaf, None for any index along an axis.
-        witness: the row of the report that must fail, if it is not a leaf that is wrong at this point.
+        witness: the row of the report that must fail, where the leaves' own rows need not.
         order: 2 if only the second derivative shows it.
         reverse: whether jax.grad can be taken at all.
         source: the bug of this kind in the public record: project and number of issue or pull request.
