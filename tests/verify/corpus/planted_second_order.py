@@ -39,9 +39,9 @@ def product_divided_by_a_constant(rng: Any) -> Setup:
     return setup(op, positive(rng, 4))
 
 
-@planted("w", witness="order 2", order=2)
+@planted("x", "w", witness="order 2", order=2)
 def backward_ignores_the_cotangent_s_gradient(rng: Any) -> Setup:
-    """The backward's own rule: linear in dy, but its derivative by dy is left out for w."""
+    """The backward's own rule loses the derivative by dy, which depends on both arguments."""
     transpose = rule(lambda x, dy: x.T @ dy, lambda x, dy, y, ct: (dy @ ct.T, 0 * (x @ ct)))
     op = rule(lambda x, w: x @ w, lambda x, w, y, dy: (dy @ w.T, transpose(x, dy)))
     return setup(lambda x, w: op(x, w) ** 3, normal(rng, 3, 4), normal(rng, 4, 2))
