@@ -43,7 +43,13 @@ def _test(case: Any) -> Callable[[], None]:
     """A test function that pytest sees in the place, and with the pytest marks, of the marked function."""
 
     def test() -> None:
-        report = case.check()
+        from jaxnet.verify.outcomes import explain
+
+        try:
+            report = case.check()
+        except Exception as error:
+            line, frames = explain(error)
+            pytest.fail(f"{frames}\n{line}".lstrip(), pytrace=False)
         if not report.ok:
             pytest.fail(f"{report}", pytrace=False)
 

@@ -1,39 +1,67 @@
 """Two exact identities of a derivative, which need no step size.
 
-Forward and reverse mode apply one matrix J and its transpose: ⟨w, J·u⟩ = ⟨Jᵀ·w, u⟩ for every u and w.
+Forward and reverse mode apply one matrix J and its transpose: ⟨w, J·u⟩ = ⟨Jᵀ·w, u⟩ for every u and w; the
+complex step is a forward mode too, that knows no derivative.
 And the pullback w ↦ Jᵀ·w is linear, whatever rule states it: Jᵀ·(-2w) = -2·Jᵀ·w, Jᵀ·(5w) = 5·Jᵀ·w,
 Jᵀ·(w + w') = Jᵀ·w + Jᵀ·w', Jᵀ·0 = 0.
 
 Reference: Griewank and Walther, "Evaluating Derivatives" (2008), section 3.4.
 """
 
+from typing import Any
+
 import numpy as np
 
-from jaxnet.verify import differences
+from jaxnet.verify import differences, rules
 from jaxnet.verify.problem import Problem, Rounding
 from jaxnet.verify.report import WitnessReport
-from jaxnet.verify.roads import OWN, REFERENCE, brief
+from jaxnet.verify.roads import OWN, REFERENCE, Program, brief
 
 
 def adjoint(problem: Problem, rounding: Rounding) -> WitnessReport:
-    r"""Compare ⟨w, J·u⟩ by `jax.jvp` to ⟨Jᵀ·w, u⟩ by `jax.vjp`, within 1e-9 of the summed terms.
+    """Compare ⟨w, J·u⟩ by `jax.jvp` to ⟨Jᵀ·w, u⟩ by `jax.vjp`."""
+    name = "adjoint"
+    if problem.own is None or not problem.reverse_mode:
+        return WitnessReport(
+            name, "not taken", f"there is no reverse mode in float64: {problem.own_reason or 'see the notes'}"
+        )
+    try:
+        forward = problem.forward_mode.get(problem.outputs, _example(problem), problem.promoted)
+    except Exception as error:  # a custom_vjp, or a primitive without a rule for forward mode
+        return WitnessReport(name, "not taken", f"no forward mode ({brief(error)})")
+    return _transposed(problem, rounding, name, forward, "jax.jvp and jax.vjp")
+
+
+def complex_step(problem: Problem, rounding: Rounding, *, kinked: bool) -> WitnessReport:
+    """Compare ⟨w, J·u⟩ by the complex step to ⟨Jᵀ·w, u⟩ by `jax.vjp`."""
+    name = "complex step"
+    if problem.own is None or not problem.reverse_mode or not problem.promoted or problem.closed is None:
+        return WitnessReport(name, "not taken", problem.own_reason or "there is no reverse mode in float64")
+    if kinked or any(leaf.is_complex for leaf in problem.arguments.leaves):
+        return WitnessReport(name, "not taken", "on a kink" if kinked else "the arguments are complex")
+    if problem.options.reference is not None or rules.narrowest(problem.closed.jaxpr):
+        return WitnessReport(name, "not taken", "the function is judged by its reference or in low precision")
+    try:
+        forward = problem.complex_mode.get(problem.outputs, _example(problem), True)
+    except Exception as error:  # an operation without a complex form, ours or XLA's
+        return WitnessReport(name, "not taken", f"not analytic ({brief(error)})")
+    return _transposed(problem, rounding, name, forward, "the complex step and jax.vjp")
+
+
+def _example(problem: Problem) -> tuple[np.ndarray, np.ndarray, Any]:
+    return problem.point, np.zeros_like(problem.point), problem.extra(problem.point)
+
+
+def _transposed(problem: Problem, rounding: Rounding, name: str, forward: Program, words: str) -> WitnessReport:
+    r"""Whether `forward` applies J where `jax.vjp` applies Jᵀ, within 1e-9 of the summed terms.
 
     Besides, neither is known better than the gradient's own rounding, 16·Σ|δg·u|, nor is a change of φ along
     u seen that is below the rounding of its terms, 16·eps·Σ|w·y|.
     """
-    name = "adjoint"
-    own = problem.own
-    if own is None or not problem.reverse_mode:
-        return WitnessReport(
-            name, "not taken", f"there is no reverse mode in float64: {problem.own_reason or 'see the notes'}"
-        )
+    assert problem.own is not None
     point, w, extra = problem.point, problem.weights, problem.extra(problem.point)
     table = differences.directions(problem.arguments.leaves, point, problem.seed)
-    try:
-        forward = problem.forward_mode.get(problem.outputs, (point, table[0], extra), problem.promoted)
-    except Exception as error:  # a custom_vjp, or a primitive without a rule for forward mode
-        return WitnessReport(name, "not taken", f"no forward mode ({brief(error)})")
-    y, gradient = own(point, w, extra)
+    y, gradient = problem.own(point, w, extra)
     unseen = 16 * problem.eps * float(np.abs(w * y).sum())
 
     def off(u: np.ndarray) -> float:
@@ -54,11 +82,7 @@ def adjoint(problem: Problem, rounding: Rounding) -> WitnessReport:
         alone = np.zeros_like(point)
         alone[leaf.part] = table[0, leaf.part]
         wrong += [leaf.name] if not off(alone) <= 1 else []
-    return WitnessReport(
-        name,
-        "fail",
-        f"WRONG: jax.jvp and jax.vjp are {worst:.3g} times the bound apart: {_names(wrong)}",
-    )
+    return WitnessReport(name, "fail", f"WRONG: {words} are {worst:.3g} times the bound apart: {_names(wrong)}")
 
 
 def linearity(problem: Problem, rounding: Rounding) -> WitnessReport:

@@ -25,6 +25,7 @@ import numpy as np
 from jaxnet.verify.leaves import Leaf
 
 STEPS = 2.0**-3 * 4.0 ** -np.arange(13)
+_FINE = STEPS * 2.0**-12
 _FIRST = slice(2, 8)  # enough for most functions; all thirteen for the lines that did not converge
 _BLOCK = 128  # lines per call of the one compiled program
 DIRECTIONS = 4  # random directions of a whole leaf: two families, two draws
@@ -70,10 +71,14 @@ class Estimate:
     error: np.ndarray
     kink: np.ndarray
 
+    @property
+    def columns(self) -> tuple[np.ndarray, ...]:
+        """The fields in their order."""
+        return self.value, self.noise, self.derivative, self.error, self.kink
+
     def __getitem__(self, chosen: Any) -> "Estimate":
         """The estimates of the chosen probes."""
-        columns = (self.value, self.noise, self.derivative, self.error, self.kink)
-        return Estimate(*(column[chosen] for column in columns))
+        return Estimate(*(column[chosen] for column in self.columns))
 
 
 def scales(part: np.ndarray) -> tuple[float, np.ndarray]:
@@ -144,11 +149,11 @@ def within(numbers: list[int], row: int, starts: list[int], stops: list[int]) ->
     return Probes(np.array(numbers, np.int64), np.full(count, row), start, stop, every, np.zeros(1, np.int32))
 
 
-def join(first: Probes, second: Probes) -> Probes:
-    """Both sets of probes, with the labels of the first."""
+def join(*parts: Probes) -> Probes:
+    """All the probes, with the labels of the first."""
     columns = ("leaf", "row", "start", "stop", "label")
-    leaf, row, start, stop, label = (np.concatenate([getattr(first, k), getattr(second, k)]) for k in columns)
-    return Probes(leaf, row, start, stop, label, first.labels)
+    leaf, row, start, stop, label = (np.concatenate([getattr(p, k) for p in parts]) for k in columns)
+    return Probes(leaf, row, start, stop, label, parts[0].labels)
 
 
 class Lines:
@@ -250,6 +255,26 @@ def estimate(
     return result
 
 
+def finer(
+    lines: Lines,
+    point: np.ndarray,
+    table: np.ndarray,
+    probes: Probes,
+    found: Estimate,
+    eps: float,
+    rounding: np.ndarray,
+) -> Estimate:
+    """The estimates again from far smaller steps where those contradict `found`.
+
+    The derivative is a limit: a bump narrower than all the steps, or a pole between them, is not in it.
+    """
+    fine = _ridders(lines, point, table, probes, eps, rounding, _FINE)
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(fine.derivative - found.derivative) > 10 * (fine.error + found.error)
+    pairs = zip(fine.columns, found.columns, strict=True)
+    return Estimate(*(np.where(apart, new, old) for new, old in pairs))
+
+
 def _ridders(
     lines: Lines,
     point: np.ndarray,
@@ -275,7 +300,8 @@ def _ridders(
             best = np.where(least < error, np.take_along_axis(column, pick, 1)[:, 0], best)
             error = np.minimum(error, least)
         bend = np.abs(plus - 2 * centre[:, None] + minus) / steps
-    torn = _torn(bend * steps, noise) | _torn(np.abs(plus - minus), noise)
+    # What converges over coarser steps does not jump: its rounding grows near the point.
+    torn = _torn(bend * steps, noise) | (_torn(np.abs(plus - minus), noise) & (error > 1e-3 * np.abs(best)))
     error[torn] = np.inf  # nothing can be told from values that do not come together
     kink = np.where(torn, np.inf, _kinks(bend, noise, steps))
     # Without a finite error there is no estimate: 0, with an infinite bound.

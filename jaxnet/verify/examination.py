@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxnet.verify import around, frozen, kinks, precision, roads, rules, second
-from jaxnet.verify.adjoint import adjoint, linearity
+from jaxnet.verify.adjoint import adjoint, complex_step, linearity
 from jaxnet.verify.determinism import determinism
 from jaxnet.verify.differences import Lines
 from jaxnet.verify.form import form
@@ -165,7 +165,8 @@ class Check:
         problem, rounding = found.problem, found.rounding
         if isinstance(native, Exception):
             ruled = problem.closed is None or rules.has_rules(problem.closed.jaxpr)
-            if problem.reverse_mode and problem.options.hand_written is None and ruled:
+            stated = problem.options.hand_written is not None and not (problem.plain and problem.plain.reverse)
+            if problem.reverse_mode and ruled and not stated:
                 witnesses = [WitnessReport("form", "fail", f"WRONG: jax.grad raises {brief(native)}")]
             else:
                 witnesses = [WitnessReport("form", "not taken", f"there is no reverse mode ({brief(native)})")]
@@ -179,6 +180,7 @@ class Check:
             if problem.options.reference is not None:
                 witnesses.append(plain_form(problem, y, rounding))
         if np.isfinite(found.base.value):
+            witnesses += [complex_step(problem, rounding, kinked=found.kinked)]
             witnesses += [ask(problem, rounding) for ask in (adjoint, linearity, jit, vmap)]
         return witnesses
 

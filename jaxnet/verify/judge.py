@@ -1,8 +1,9 @@
 """The judgement of the leaves at one point: finite differences are the judge, the other roads locate.
 
 A road with gradient g is right along u if |⟨g,u⟩ - D| ≤ 10·err + 1e-9·max(|⟨g,u⟩|, |D|) + 1e-12·Σ|g u|,
-with D and err from Ridders' differences; no tolerance is the caller's. Where two roads differ in an
-element although each is right along every direction, differences at that element decide between them.
+with D and err from Ridders' differences, taken again with far smaller steps before a road is called wrong.
+Where two roads differ in an element although each is right along every direction, differences at that
+element decide between them.
 
 Each leaf has directions of its own. In a tree so large that this takes too long, leaves whose derivatives
 are of one order move together in groups, and a group is split only if something is wrong in it.
@@ -10,6 +11,7 @@ are of one order move together in groups, and a group is split only if something
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -65,19 +67,47 @@ class Examination:
                 g = np.nan_to_num(self.gradients[road][part], posinf=0, neginf=0)
                 summed[number] = max(summed[number], np.linalg.norm(g * self.point[part]))
                 scale[number] = max(scale[number], np.abs(g * self.table[ELEMENT, part]).max())
-        together = [list(groups[label]) if label >= 0 else [n]
+        together = [list(groups[label]) if label >= 0 else [int(n)]
                     for n, label in zip(probes.leaf, probes.label, strict=True)]  # fmt: skip
+        rounding = problem.eps * np.array([np.linalg.norm(summed[n]) for n in together]) + self.rounding.value
+        sizes = np.array([scale[n].max() for n in together])
         with setting(problem.promoted):
-            return differences.estimate(
-                problem.lines,
-                self.point,
-                self.table,
-                probes,
-                eps=problem.eps,
-                rounding=problem.eps * np.array([np.linalg.norm(summed[n]) for n in together])
-                + self.rounding.value,
-                scale=np.array([scale[n].max() for n in together]),
+            found = differences.estimate(
+                problem.lines, self.point, self.table, probes, eps=problem.eps, rounding=rounding, scale=sizes
             )
+            if (wrong := self._missed(probes, together, found)).any():
+                again = differences.finer(
+                    problem.lines,
+                    self.point,
+                    self.table,
+                    probes[wrong],
+                    found[wrong],
+                    problem.eps,
+                    rounding[wrong],
+                )
+                for mine, new in zip(found.columns, again.columns, strict=True):
+                    mine[wrong] = new
+        return found
+
+    def _missed(self, probes: Probes, together: list[list[int]], found: Estimate) -> np.ndarray:
+        """The probes whose derivative a road claims to be another."""
+        missed = np.zeros(len(together), bool)
+        for k, numbers in enumerate(together):
+            for road in roads_for(self.problem, numbers[0], self.gradients):
+                claim, moved = 0.0, 0.0
+                for number in numbers:
+                    part = self.problem.arguments.leaves[number].part
+                    mine = slice(max(part.start, probes.start[k]), min(part.stop, probes.stop[k]))
+                    u = self.table[probes.row[k], mine]
+                    claim, moved = claim + self.gradients[road][mine] @ u, moved + np.abs(u).sum()
+                missed[k] |= not abs(claim - found.derivative[k]) <= self.bound(found, claim, moved)[k]
+        return missed
+
+    def bound(self, found: Estimate, claims: Any, moved: Any) -> np.ndarray:
+        """By how much claims may differ from derivatives: 10·err + 1e-9·max(|claim|, |D|) + atol·Σ|u|."""
+        scale = np.maximum(np.abs(claims), np.abs(found.derivative))
+        bound: np.ndarray = 10 * found.error + self.problem.floor * scale + self.problem.options.atol * moved
+        return bound
 
 
 def examine(problem: Problem, point: np.ndarray, rounding: Rounding, chosen: list[int]) -> Examination:
@@ -180,7 +210,8 @@ def nothing(seen: Examination, number: int, gradient: np.ndarray) -> float:
     """The difference from `gradient` in an element of the leaf that means nothing."""
     part = seen.problem.arguments.leaves[number].part
     size = float(np.abs(gradient).max(initial=0, where=np.isfinite(gradient)))
-    return seen.problem.floor * size + 16 * float(seen.rounding.gradient[part].max())
+    unseen = 16 * float(seen.rounding.gradient[part].max())
+    return seen.problem.floor * size + unseen + seen.problem.options.atol
 
 
 def _judge_group(seen: Examination, group: list[int], found: Estimate) -> bool:
@@ -190,16 +221,16 @@ def _judge_group(seen: Examination, group: list[int], found: Estimate) -> bool:
     kinked, jumped = bool((found.kink > 0).any()), bool(np.isinf(found.kink).any())
     results = {number: Judged(number, kinked=kinked, jumped=jumped) for number in group}
     for road in roads_for(problem, group[0], seen.gradients):
-        claims, summed, sizes = np.zeros(len(ALONG)), np.zeros(len(ALONG)), {}
+        claims, summed, moved, sizes = np.zeros(len(ALONG)), np.zeros(len(ALONG)), np.zeros(len(ALONG)), {}
         for number in group:
             part = leaves[number].part
             for k, row in enumerate(ALONG):
                 terms = seen.gradients[road][part] * seen.table[row, part]
                 claims[k] += terms.sum()
                 summed[k] += np.abs(terms).sum()
+                moved[k] += np.abs(seen.table[row, part]).sum()
                 sizes[number, k] = float(np.linalg.norm(terms))
-        bound = 10 * found.error + problem.floor * np.maximum(np.abs(claims), np.abs(found.derivative))
-        bound += 1e-12 * summed
+        bound = seen.bound(found, claims, moved) + 1e-12 * summed
         with np.errstate(invalid="ignore"):
             missed = ~(np.abs(claims - found.derivative) <= bound)
         # One direction of four is no proof: an estimate of the error can be unlucky.
@@ -242,7 +273,7 @@ def _judge_elements(seen: Examination, number: int, places: np.ndarray, found: E
         g = seen.gradients[road]
         claims = g[places] * steps[places]
         # An element is judged on the scale of its leaf: no difference sees elements a billion times smaller.
-        bound = 10 * found.error + seen.problem.floor * np.maximum(np.abs(claims), np.abs(found.derivative))
+        bound = seen.bound(found, claims, steps[places])
         bound += seen.problem.floor * np.abs(g[leaf.part] * steps[leaf.part]).max()
         with np.errstate(invalid="ignore"):
             if (~(np.abs(claims - found.derivative) <= bound)).any():

@@ -109,7 +109,7 @@ def _by_differences(seen: Examination, number: int, road: str) -> _Known:
     )
     claims = got[places] * steps[places]
     with np.errstate(invalid="ignore"):
-        bound = 10 * taken.error + seen.problem.floor * np.maximum(np.abs(claims), np.abs(taken.derivative))
+        bound = seen.bound(taken, claims, steps[places])
         bound += seen.problem.floor * np.abs(np.nan_to_num(got) * steps).max()
         wrong = ~(np.abs(claims - taken.derivative) <= bound)
     return _Known(places, taken.derivative / steps[places], taken.error / steps[places], wrong)
@@ -127,8 +127,8 @@ def _bisect(seen: Examination, number: int, road: str, lines: int) -> list[int]:
         taken = seen.differences(differences.within([number] * len(halves), 0, starts, stops), ())
         claims = np.array([terms[a:b].sum() for a, b in halves])
         summed = np.array([np.abs(terms[a:b]).sum() for a, b in halves])
-        miss = np.abs(claims - taken.derivative)
-        bound = 10 * taken.error + seen.problem.floor * np.maximum(np.abs(claims), np.abs(taken.derivative))
+        moved = np.array([np.abs(seen.table[0, a:b]).sum() for a, b in zip(starts, stops, strict=True)])
+        miss, bound = np.abs(claims - taken.derivative), seen.bound(taken, claims, moved)
         missed = [k for k in np.argsort(-miss) if miss[k] > bound[k] + 1e-12 * summed[k]][:width]
         found += [halves[k][0] for k in missed if halves[k][1] - halves[k][0] == 1]
         parts = [halves[k] for k in missed if halves[k][1] - halves[k][0] > 1]

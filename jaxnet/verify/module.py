@@ -57,18 +57,18 @@ def check_module(
     def call(params: Any, *args: Any) -> Any:
         return function(params, *args)
 
-    call.__signature__ = _signature(module)  # type: ignore[attr-defined]
+    call.__signature__ = _signature(module, len(args))  # type: ignore[attr-defined]
     report = check_gradients(call, params, *args, seed=seed, **check)
     return dataclasses.replace(report, title=getattr(module, "name", None) or type(module).__name__)
 
 
-def _signature(module: Any) -> inspect.Signature:
-    """`(params, …)`, so that the report calls the arguments as the module does."""
+def _signature(module: Any, count: int) -> inspect.Signature:
+    """`(params, …)` of `count` arguments more, so that the report calls them as the module does."""
     positional = inspect.Parameter.POSITIONAL_ONLY
     own = [
         p.name for p in inspect.signature(module.__call__).parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD
     ]
-    names = ["params", *(f"{name}_" if name == "params" else name for name in own)]
+    names = ["params", *(f"{name}_" if name == "params" else name for name in own[:count])]
     return inspect.Signature([inspect.Parameter(name, positional) for name in names])
 
 

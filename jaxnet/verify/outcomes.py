@@ -12,7 +12,16 @@ from typing import Any, Protocol
 EXIT_CODES = {"pass": 0, "fail": 1, "error": 2, "undecided": 3}
 _ORDER = ("fail", "error", "undecided", "pass")  # the worst first
 # Frames of these modules say nothing about the function of a user.
-_NOT_THE_USERS = ("jaxnet.verify", "jaxnet.cli", "jax", "jaxlib", "importlib", "jaxtyping", "beartype")
+_NOT_THE_USERS = (
+    "jaxnet.verify",
+    "jaxnet.cli",
+    "jaxnet.pytest_plugin",
+    "jax",
+    "jaxlib",
+    "importlib",
+    "jaxtyping",
+    "beartype",
+)
 
 
 class ReportLike(Protocol):

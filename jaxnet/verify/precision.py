@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnet.verify import roads, rules
-from jaxnet.verify.differences import directions, within
+from jaxnet.verify.differences import DIRECTIONS, directions, join, within
 from jaxnet.verify.problem import Problem, Rounding
 from jaxnet.verify.report import Worst
 from jaxnet.verify.roads import HAND, OWN, REFERENCE
 
 _MANY = 2**20  # floats from which on seven more gradients would be felt
+_DISTINCT = 12  # values of 24 by which φ changes more than its last digit
 _FLOAT64 = float(np.finfo(np.float64).eps)
 
 
@@ -61,7 +62,7 @@ def rounding(problem: Problem) -> Rounding:
     """Change of φ and of each element of its gradient when the arguments change by one rounding.
 
     It shows how exactly they are known at all, also where the true value is 0. Rounding inside the function,
-    1e8 + x - 1e8, shows in its high differences over equal steps of h = 2⁻²⁰: what is smooth falls like h⁶,
+    1e8 + x - 1e8, shows in its high differences over equal small steps h: what is smooth falls like h⁶,
     noise of deviation σ leaves √C(12,6)·σ in the sixth and √C(8,4)·σ in the fourth.
 
     Reference: J. Moré and S. Wild, "Estimating computational noise", SIAM J. Sci. Comput. 33 (2011).
@@ -80,14 +81,25 @@ def _gradient_rounding(problem: Problem) -> np.ndarray:
 
 
 def _noise(problem: Problem) -> float:
-    """Twice the deviation of φ's rounding, by the median of its sixth differences along one line."""
-    table = directions(problem.arguments.leaves, problem.point, problem.seed)
-    with roads.setting(problem.promoted):
-        steps = _step(problem) * np.arange(1.0, 25.0)
-        values = problem.lines(problem.point, table, within([0], 2, [0], [problem.point.size]), steps)
-    with np.errstate(invalid="ignore", over="ignore"):
-        left = np.median(np.abs(np.diff(values[0].astype(np.float64), 6)))
-    return float(np.nan_to_num(2 * left / 0.67 / np.sqrt(comb(12, 6)), nan=0.0, posinf=0.0))
+    """Twice the deviation of φ's rounding, by the median of its sixth differences along the worst of some lines.
+
+    Along one line the steps can happen to be a whole number of the last digit, and all be rounded alike.
+    """
+    table, size = directions(problem.arguments.leaves, problem.point, problem.seed), problem.point.size
+    rows = list(range(DIRECTIONS)) if size < _MANY else [2]
+    probes = join(*(within([0], row, [0], [size]) for row in rows))
+    least = np.inf
+    for step in _steps(problem):
+        with roads.setting(problem.promoted):
+            values = problem.lines(problem.point, table, probes, step * np.arange(1.0, 25.0)).astype(np.float64)
+        if np.isfinite(least) and min(len(np.unique(row)) for row in values) < _DISTINCT:
+            break
+        with np.errstate(invalid="ignore", over="ignore"):
+            left = np.median(np.abs(np.diff(values, 6)), axis=1).max() / 0.67 / np.sqrt(comb(12, 6))
+        least = min(least, float(np.nan_to_num(2 * left, nan=0.0, posinf=0.0)))
+        if least <= 16 * problem.eps * np.abs(np.nan_to_num(values)).max():
+            break
+    return least
 
 
 def _gradient_noise(problem: Problem) -> np.ndarray:
@@ -96,15 +108,24 @@ def _gradient_noise(problem: Problem) -> np.ndarray:
     if gradient is None or problem.point.size > _MANY:
         return np.zeros_like(problem.point)
     u = directions(problem.arguments.leaves, problem.point, problem.seed)[2]
-    rows = [gradient(problem.point + _step(problem) * k * u) for k in range(1, 8)]
-    with np.errstate(invalid="ignore", over="ignore"):
-        left = np.abs(np.diff(np.stack(rows), 4, axis=0)).max(axis=0)
-    return np.nan_to_num(2 * left / np.sqrt(comb(8, 4)), nan=0.0, posinf=0.0)
+    least = np.full_like(problem.point, np.inf)
+    for step in _steps(problem):
+        values = np.stack([gradient(problem.point + step * k * u) for k in range(1, 8)])
+        with np.errstate(invalid="ignore", over="ignore"):
+            changes, left = np.abs(np.diff(values, axis=0)), np.abs(np.diff(values, 4, axis=0)).max(axis=0)
+        left = np.nan_to_num(2 * left / np.sqrt(comb(8, 4)), nan=0.0, posinf=0.0)
+        least = np.where(np.isfinite(least) & (changes == 0).any(axis=0), least, np.minimum(least, left))
+        if (least <= 16 * problem.eps * np.abs(np.nan_to_num(values)).max()).all():
+            break
+    return least
 
 
-def _step(problem: Problem) -> float:
-    """A step over which smooth functions leave nothing in high differences, and still above the rounding of x."""
-    return 2.0**-20 if problem.promoted else 2.0**-10
+def _steps(problem: Problem) -> tuple[float, ...]:
+    """Steps over which most smooth functions leave nothing in high differences, and still above x's rounding.
+
+    Smaller ones follow, for a function that is not smooth over the first.
+    """
+    return (2.0**-20, 2.0**-26, 2.0**-32) if problem.promoted else (2.0**-10,)
 
 
 def own_dtype(

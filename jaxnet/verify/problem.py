@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet.verify import frozen, roads, rules
+from jaxnet.verify import complex_step, frozen, roads, rules
 from jaxnet.verify.differences import Lines
 from jaxnet.verify.leaves import Arguments, float_leaves, take_apart
 from jaxnet.verify.roads import (
@@ -124,6 +124,7 @@ class Problem:
     remarks: list[str]
     own_reason: str | None = None
     forward_mode: Lazy = field(default_factory=lambda: Lazy(push))
+    complex_mode: Lazy = field(default_factory=lambda: Lazy(complex_step.push))
     batched: Lazy = field(default_factory=lambda: Lazy(lambda outputs: jax.vmap(pull(outputs))))
     extra: Callable[[np.ndarray], Any] = nothing
     line_extra: Callable[[np.ndarray], Any] = nothing

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet.verify import frozen, roads, rules
+from jaxnet.verify import complex_step, frozen, roads, rules
 from jaxnet.verify.differences import Lines
 from jaxnet.verify.problem import Flattened, Problem
 from jaxnet.verify.roads import Lazy, Outputs, pull, push, setting
@@ -56,6 +56,7 @@ def derivative(problem: Problem, *, hold_stops: bool) -> Problem:
         weights=spec.weights(own(*example)[0], problem.seed),
         remarks=[],
         forward_mode=Lazy(push),
+        complex_mode=Lazy(complex_step.push),
         batched=Lazy(lambda outputs: jax.vmap(pull(outputs))),
         extra=extra,
         line_extra=extra,
