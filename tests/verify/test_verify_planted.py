@@ -1,4 +1,4 @@
-"""Wrong gradients fail, and the report names the leaf: as custom rules and as hand-written claims."""
+"""Wrong hand-written claims fail, and the report names the leaf. Wrong custom rules are in the corpus."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,12 +10,11 @@ import pytest
 
 from jaxnet import verify
 
-SEEDS = range(2)
 SIDE = 32  # a square weight of 1,024 elements
 
 
-def point(seed: int) -> tuple[jax.Array, ...]:
-    rng = np.random.default_rng(seed)
+def point() -> tuple[jax.Array, ...]:
+    rng = np.random.default_rng(0)
     shapes = ((SIDE, SIDE), (SIDE,), (8, SIDE))
     return tuple(jnp.asarray(rng.standard_normal(shape) / 4, jnp.float32) for shape in shapes)
 
@@ -63,7 +62,6 @@ PLANTED = {
     "rolled": ("bias", changed("bias", lambda g: jnp.roll(g, 1))),
     "nan": ("bias", changed("bias", lambda g: g.at[0].set(jnp.nan))),
 }
-both_ways = pytest.mark.parametrize("seed", SEEDS)
 planted = pytest.mark.parametrize(("leaf", "wrong"), PLANTED.values(), ids=PLANTED)
 
 
@@ -76,24 +74,8 @@ def failed(report: verify.Report) -> set[str]:
     return {leaf.name for leaf in report.leaves if leaf.state == "fail"}
 
 
-@both_ways
 @planted
-def test_as_a_custom_rule(leaf: str, wrong: Callable[..., Any], seed: int) -> None:
-    op = jax.custom_vjp(plain)
-    op.defvjp(
-        lambda *args: (plain(*args), args),
-        lambda args, dy: tuple(wrong(*args, dy)[k] for k in ("weight", "bias", "x")),
-    )
-
-    def fn(weight: Any, bias: Any, x: Any) -> Any:
-        return loss(op(weight, bias, x))
-
-    assert failed(verify.check_gradients(fn, *point(seed))) == {leaf}
-
-
-@both_ways
-@planted
-def test_as_a_hand_written_claim(leaf: str, wrong: Callable[..., Any], seed: int) -> None:
+def test_as_a_hand_written_claim(leaf: str, wrong: Callable[..., Any]) -> None:
     def fn(weight: Any, bias: Any, x: Any) -> Any:
         return loss(plain(weight, bias, x))
 
@@ -102,13 +84,12 @@ def test_as_a_hand_written_claim(leaf: str, wrong: Callable[..., Any], seed: int
         gradients = wrong(*args, pullback(jnp.ones_like(y))[0])
         return tuple(gradients[k] for k in ("weight", "bias", "x"))
 
-    report = verify.check_gradients(fn, *point(seed), hand_written=hand_written)
+    report = verify.check_gradients(fn, *point(), hand_written=hand_written)
     assert failed(report) == {leaf}
     assert all("hand" in row.verdict for row in report.leaves if row.state == "fail")
 
 
-@both_ways
-def test_right_claim_passes(seed: int) -> None:
+def test_right_claim_passes() -> None:
     def fn(weight: Any, bias: Any, x: Any) -> Any:
         return loss(plain(weight, bias, x))
 
@@ -116,9 +97,9 @@ def test_right_claim_passes(seed: int) -> None:
         y, pullback = jax.vjp(loss, plain(*args))
         return tuple(right(*args, pullback(jnp.ones_like(y))[0]).values())
 
-    report = verify.check_gradients(fn, *point(seed), hand_written=hand_written)
+    report = verify.check_gradients(fn, *point(), hand_written=hand_written)
     assert report.ok, str(report)
-    report = verify.check_gradients(fn, *point(seed), hand_written=lambda *args: hand_written(*args)[:1])
+    report = verify.check_gradients(fn, *point(), hand_written=lambda *args: hand_written(*args)[:1])
     assert report.ok, str(report)
     assert report.leaves[0].deviations["hand"] is not None
     assert report.leaves[1].deviations["hand"] is None
@@ -154,13 +135,12 @@ def test_wrong_without_a_reference_is_located_by_differences() -> None:
     np.testing.assert_allclose([worst.got, worst.expected], [3.0, 1.5**3], rtol=1e-7)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("wrong", [lambda x: jnp.where(x > 0, 1.0, 0.1), lambda x: jnp.where(x >= 0, 1.0, -2.0)])
-def test_wrong_at_a_kink_and_beside_it(wrong: Callable[[Any], Any], seed: int) -> None:
+def test_wrong_at_a_kink_and_beside_it(wrong: Callable[[Any], Any]) -> None:
     relu = jax.custom_vjp(lambda x: jnp.maximum(x, 0))
     relu.defvjp(lambda x: (jnp.maximum(x, 0), x), lambda x, dy: (dy * wrong(x),))
-    x = jnp.asarray(np.random.default_rng(seed).standard_normal(8), jnp.float32).at[0].set(0.0)
-    assert failed(verify.check_gradients(lambda x: relu(x).sum(), x, seed=seed)) == {"x"}
+    x = jnp.asarray(np.random.default_rng(0).standard_normal(8), jnp.float32).at[0].set(0.0)
+    assert failed(verify.check_gradients(lambda x: relu(x).sum(), x)) == {"x"}
 
 
 @pytest.mark.parametrize("at_zero", [-0.1, 1.1, 3.0])
