@@ -72,8 +72,8 @@ def _transposed(problem: Problem, rounding: Rounding, name: str, forward: Progra
         gap = abs(float(terms.sum() - claims.sum()))
         return gap / allowed if allowed else float(gap > 0) * np.inf
 
-    if not np.isfinite(gradient).all():
-        return WitnessReport(name, "not taken", "the gradient is not finite")
+    if not np.isfinite(gradient).all() or not np.isfinite(forward(point, table[0], extra)).all():
+        return WitnessReport(name, "not taken", "not finite at this point")
     worst = max(off(row) for row in table[: differences.DIRECTIONS])
     if worst <= 1:
         return WitnessReport(name, "pass", f"⟨w, Ju⟩ = ⟨Jᵀw, u⟩ to {worst:.0e} of the bound")

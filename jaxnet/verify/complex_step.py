@@ -1,14 +1,15 @@
 """The complex step: a derivative without a difference, where the function is made of analytic operations.
 
 For real-analytic f and a tiny h, f(x + i·h·u) = f(x) + i·h·J·u + O(h²): the imaginary part over h is J·u to the
-last digits, nothing is subtracted. Comparisons, maxima and |x| go by the real part, which differs from JAX's
-choice only at a tie; what `stop_gradient` returns stays real.
+last digits, nothing is subtracted. Comparisons, maxima and |x| go by the real part, and give NaN at a tie; what
+`stop_gradient` returns stays real.
 
 Reference: Squire and Trapp, "Using complex variables to estimate derivatives of real functions", SIAM Review
 40 (1998); Martins, Sturdza and Alonso, "The complex-step derivative approximation" (2003).
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from jaxnet.verify import rules
 from jaxnet.verify.roads import Outputs
 
-_STEP = 2.0**-100  # h² is below every last digit
+_STEP = 2.0**-300  # far below every argument, and h² still a number
 _ANALYTIC = {
     "add", "add_any", "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "cos", "cosh",
     "cumsum", "div", "dot_general", "dynamic_slice", "dynamic_update_slice", "exp", "exp2", "expand_dims",
@@ -25,6 +26,7 @@ _ANALYTIC = {
     "reduce_sum", "reshape", "rev", "rsqrt", "scatter", "scatter-add", "select_n", "sin", "sinh", "slice",
     "split", "sqrt", "square", "squeeze", "sub", "tan", "tanh", "transpose",
 }  # fmt: skip
+_COMPARED = {"abs", "eq", "ge", "gt", "le", "lt", "max", "min", "ne", "sign"}
 _BY_REAL_PART = {"eq", "ge", "gt", "is_finite", "le", "lt", "ne", "sign", "stop_gradient"}
 
 
@@ -40,33 +42,37 @@ def push(outputs: Outputs) -> Callable[..., Any]:
     """
 
     def run(v: Any, u: Any, extra: Any) -> Any:
-        closed = jax.make_jaxpr(lambda v: outputs(v, extra))(v)
-        y = rules.walk(closed.jaxpr, closed.consts, [jax.lax.complex(v, _STEP * u)], _apply)[0]
-        return y.imag / _STEP if jnp.iscomplexobj(y) else jnp.zeros_like(y)
+        closed, ties = jax.make_jaxpr(lambda v: outputs(v, extra))(v), [jnp.array(False)]
+        x = jax.lax.complex(v, _STEP * u)
+        y = rules.walk(closed.jaxpr, closed.consts, [x], partial(_apply, ties=ties))[0]
+        slope = y.imag / _STEP if jnp.iscomplexobj(y) else jnp.zeros_like(y)
+        return jnp.where(jnp.stack(ties).any(), jnp.nan, slope)
 
     return run
 
 
-def _apply(eqn: Any, operands: list[Any]) -> list[Any]:
+def _apply(eqn: Any, operands: list[Any], *, ties: list[Any]) -> list[Any]:
+    """The results of one equation; to `ties` goes whether its operands are where two branches meet."""
     name = eqn.primitive.name
     if not any(map(jnp.iscomplexobj, operands)):
         return rules.apply(eqn, operands)
     if call := rules.inlined(eqn):
-        return rules.walk(*call, operands, _apply)
-    if name in _BY_REAL_PART:
-        return rules.bind(eqn, [jnp.real(x) for x in operands], eqn.params)
-    x = operands[0]
+        return rules.walk(*call, operands, partial(_apply, ties=ties))
+    if name not in _ANALYTIC | _BY_REAL_PART | {"abs", "max", "min", "reduce_max", "reduce_min"}:
+        raise NotAnalyticError(name)
+    x, reals = operands[0], [jnp.real(x) for x in operands]
+    if name in _COMPARED:
+        ties.append((reals[0] == (reals[1] if len(reals) > 1 else 0)).any())
     if name in ("max", "min"):
-        a, b = (jnp.real(x) for x in operands)
-        return [jnp.where(a >= b if name == "max" else a <= b, *operands)]
+        return [jnp.where((reals[0] > reals[1]) == (name == "max"), *operands)]
     if name == "abs":
         return [x * jnp.sign(x.real)]
     if name in ("reduce_max", "reduce_min"):
-        chosen = x.real == jnp.expand_dims(rules.bind(eqn, [x.real], eqn.params)[0], eqn.params["axes"])
-        return [jnp.where(chosen, x, 0).sum(eqn.params["axes"]) / chosen.sum(eqn.params["axes"])]
-    if name not in _ANALYTIC:
-        raise NotAnalyticError(name)
-    return _analytic(eqn, operands)
+        axes = eqn.params["axes"]
+        chosen = x.real == jnp.expand_dims(rules.bind(eqn, reals, eqn.params)[0], axes)
+        ties.append((chosen.sum(axes) > 1).any())
+        return [jnp.where(chosen, x, 0).sum(axes)]
+    return rules.bind(eqn, reals, eqn.params) if name in _BY_REAL_PART else _analytic(eqn, operands)
 
 
 def _analytic(eqn: Any, operands: list[Any]) -> list[Any]:

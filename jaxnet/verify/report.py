@@ -98,7 +98,7 @@ class LeafReport:
         """The leaf's cells under `HEADINGS`."""
         deviations = [_number(self.deviations.get(road)) for road in ROADS[:-1]]
         bound = "-" if self.bound is None else f"±{self.bound:.0e}"
-        own = "-" if self.own_dtype_eps is None else f"{self.own_dtype_eps:.1f} eps"
+        own = "-" if self.own_dtype_eps is None else f"{self.own_dtype_eps:.2g} eps"
         digits = "-" if self.digits is None else f"{self.digits:.1f}"
         shape = "(" + ",".join(map(str, self.shape)) + ")"
         return (
