@@ -116,7 +116,7 @@ def with_chex(case: Case, setup: Setup) -> bool:
     import chex
 
     flat = Flat(case, setup, False)
-    chex.assert_numerical_grads(flat.call, flat.arrays, order=case.order)
+    chex.assert_numerical_grads(flat.call, flat.arrays, order=case.order, modes=flat.modes())
     return True
 
 
