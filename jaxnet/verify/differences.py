@@ -197,14 +197,14 @@ class Lines:
         """φ(x + t·u) for each probe (rows) and each step t (columns)."""
         padded = np.resize(steps, 2 * len(STEPS) + 1)
         labels = np.broadcast_to(probes.labels, point.shape)
-        fixed = jax.tree.map(jnp.asarray, (point, table, labels, self._extra(point)))
+        fixed = jax.device_put((point, table, labels, self._extra(point)))
         values = []
         for begin in range(0, len(probes.row), _BLOCK):
             block = probes[begin : begin + _BLOCK]
             columns = tuple(
-                jnp.asarray(np.resize(c, _BLOCK)) for c in (block.row, block.start, block.stop, block.label)
+                jax.device_put(np.resize(c, _BLOCK)) for c in (block.row, block.start, block.stop, block.label)
             )
-            found = self._run(fixed, columns, len(block.row), jnp.asarray(padded), len(steps))
+            found = self._run(fixed, columns, len(block.row), jax.device_put(padded), len(steps))
             values.append(np.asarray(found)[: len(block.row), : len(steps)])
         return np.concatenate(values)
 

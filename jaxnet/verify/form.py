@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxnet.verify.kinks import Excuse
@@ -40,7 +39,7 @@ def _other_dtype(claim: Any, leaf: Leaf) -> bool:
 
 
 def _not_finite(leaf: Leaf, gradient: Any) -> list[str]:
-    finite = np.asarray(jnp.isfinite(gradient))
+    finite = np.isfinite(np.asarray(gradient))
     if finite.all():
         return []
     index = ",".join(map(str, np.argwhere(~finite)[0])) if finite.ndim else ""

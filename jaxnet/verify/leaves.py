@@ -94,7 +94,7 @@ class Arguments:
         for leaf in self.leaves:
             part = vector[leaf.part]
             part = part[0::2] + 1j * part[1::2] if leaf.is_complex else part
-            arrays.append(jnp.asarray(part.reshape(leaf.shape).astype(leaf.dtype)))
+            arrays.append(jax.device_put(part.reshape(leaf.shape).astype(leaf.dtype)))
         return arrays
 
     def rounded(self, vector: np.ndarray) -> np.ndarray:

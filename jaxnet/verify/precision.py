@@ -52,9 +52,9 @@ class Native:
         """The outputs and one gradient for each leaf, at the rounded point."""
         arrays = self.arguments.round(point)
         try:
-            y, gradients = self.compiled(arrays, jnp.asarray(w))
+            y, gradients = self.compiled(arrays, jax.device_put(w))
         except roads.UNTRACEABLE:
-            y, gradients = self.plain(arrays, jnp.asarray(w))
+            y, gradients = self.plain(arrays, jax.device_put(w))
         return np.asarray(y, np.float64), gradients
 
 

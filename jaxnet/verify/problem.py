@@ -334,7 +334,7 @@ def _trace(outputs: Outputs, vector: np.ndarray, promoted: bool) -> Any:
     """The outputs' jaxpr as a function of the vector; None if they branch on values."""
     try:
         with setting(promoted):
-            return jax.make_jaxpr(lambda v: outputs(v, ()))(jnp.asarray(vector))
+            return jax.make_jaxpr(lambda v: outputs(v, ()))(vector)
     except UNTRACEABLE:
         return None
     except Exception as error:  # whatever it raises: in its own dtype the function has just been traced

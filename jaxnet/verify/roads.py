@@ -162,7 +162,7 @@ def hand_road(
 
     def run(v: np.ndarray) -> np.ndarray:
         with setting(promoted):
-            return fill(arguments, program(jnp.asarray(v)))
+            return fill(arguments, program(jax.device_put(v)))
 
     program: Callable[..., Any] = jax.jit(claims)
     try:
@@ -210,7 +210,8 @@ def brief(error: BaseException) -> str:
 
 
 def _arrays(args: Sequence[Any]) -> list[Any]:
-    return [jax.tree.map(jnp.asarray, arg) for arg in args]
+    # Not jnp.asarray, which compiles a program for each shape.
+    return [jax.device_put(arg) for arg in args]
 
 
 def _wide(value: Any) -> np.ndarray:

@@ -39,7 +39,7 @@ def derivative(problem: Problem, *, hold_stops: bool) -> Problem:
         taken = roads.reverse(roads.REFERENCE, _slope(lambda v, _: stripped(v)[0]), example, problem.promoted, [])
         plain = taken if isinstance(taken, roads.Program) else None
     with setting(problem.promoted):
-        closed = jax.make_jaxpr(slope)(jnp.asarray(example[0]), jax.tree.map(jnp.asarray, example[2]))
+        closed = jax.make_jaxpr(slope)(example[0], example[2])
     spec = Flattened(
         tuple(jax.ShapeDtypeStruct((leaf.stop - leaf.start,), np.float64) for leaf in problem.arguments.leaves)
     )

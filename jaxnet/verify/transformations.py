@@ -43,7 +43,7 @@ def jit(problem: Problem, rounding: Rounding) -> WitnessReport:
     expected = problem.own(point, problem.weights, extra)[1]
     try:
         with setting(problem.promoted):
-            arrays = [jax.tree.map(jax.numpy.asarray, a) for a in (point, problem.weights, extra)]
+            arrays = jax.device_put((point, problem.weights, extra))
             got = np.asarray(pull(problem.outputs)(*arrays)[1], np.float64)
     except Exception as error:
         return WitnessReport(name, "fail", f"WRONG: without jit the gradient raises {brief(error)}")
