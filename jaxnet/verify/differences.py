@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnet.verify.leaves import Leaf
+from jaxnet.verify.roads import compiler_options
 
 STEPS = 2.0**-3 * 4.0 ** -np.arange(13)
 _FINE = STEPS * 2.0**-12
@@ -33,6 +34,7 @@ ELEMENT, BORDERS, EXTREMES = 4, 5, 6  # rows of the table: single elements, and 
 ALONG = np.array([0, 1, 2, 3, BORDERS, EXTREMES])  # the rows that move a leaf as a whole
 _EXTREME = 8  # so many of the largest elements, and of the smallest
 ANY = -1
+_RUNS, _FLOATS = 2000, 2**29  # of φ in one examination: so many, of so many floats together
 
 
 @dataclass(frozen=True)
@@ -159,11 +161,11 @@ def join(*parts: Probes) -> Probes:
 class Lines:
     """Values of φ along lines through a point, by one compiled program for every line."""
 
-    def __init__(self, phi: Callable[[Any, Any], Any], *, traceable: bool = True) -> None:
+    def __init__(self, phi: Callable[[Any, Any], Any], closed: Any) -> None:
         """Compile nothing yet.
 
-        `phi(v, extra)` maps the vector, and what else is given for the point, to a scalar; it is called as it
-        is if it is not `traceable`.
+        `phi(v, extra)` maps the vector, and what else is given for the point, to a scalar. `closed` is the
+        jaxpr of what it calculates; it is called as it is if there is none.
         """
 
         def run(fixed: Any, probes: Any, count: Any, steps: Any, taken: Any) -> Any:
@@ -183,8 +185,11 @@ class Lines:
             return loop(0, count, along, jnp.zeros((_BLOCK, steps.size), point.dtype))
 
         # Loops rather than vmap: each evaluation is then exactly the function that was given.
-        loop = jax.lax.fori_loop if traceable else _python_loop
-        self._run = jax.jit(run) if traceable else run
+        loop = _python_loop if closed is None else jax.lax.fori_loop
+        self._run = run
+        if closed is not None:
+            runs = min(_RUNS, _FLOATS // closed.in_avals[0].size)
+            self._run = jax.jit(run, compiler_options=compiler_options(closed.jaxpr, runs))
         self._extra: Callable[[np.ndarray], Any] = lambda point: ()
 
     def given(self, extra: Callable[[np.ndarray], Any]) -> "Lines":

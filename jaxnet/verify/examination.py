@@ -149,7 +149,7 @@ class Check:
         if self.frozen is None or self.recorder is None:
             record, replay = frozen.frozen(problem.closed, into_rules=True)
             self.recorder = frozen.Recorder(record, problem.promoted)
-            self.frozen = Lines(lambda v, given: (given[0] * replay(given[1], v)[0]).sum())
+            self.frozen = Lines(lambda v, given: (given[0] * replay(given[1], v)[0]).sum(), problem.closed)
         return replace(problem, along=self.frozen, line_extra=self.recorder)
 
     def _native(self, problem: Problem) -> Any:

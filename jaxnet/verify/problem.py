@@ -276,7 +276,7 @@ def _pose(
         own_eps=max(own_eps, eps),
         closed=closed,
         outputs=outputs,
-        along=Lines(lambda v, given: (given[0] * judged(v, given[1])).sum(), traceable=closed is not None),
+        along=Lines(lambda v, given: (given[0] * judged(v, given[1])).sum(), closed),
         own=own,
         plain=plain,
         hand=hand,

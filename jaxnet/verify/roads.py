@@ -6,6 +6,7 @@ the cotangent and whatever else the outputs depend on, so that no seed compiles 
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,12 +14,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnet.verify import rules
 from jaxnet.verify.leaves import Arguments, claimed_gradients
 
 REFERENCE, OWN, HAND = "reference", "jax.grad", "hand"
 Gradient = Callable[[np.ndarray], np.ndarray]
 Outputs = Callable[[Any, Any], Any]  # outputs(v, extra) -> the float outputs as one real vector
 UNTRACEABLE = (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError)
+# Six times as fast to compile, and for most functions that is all the time there is.
+_QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+_WORTH = 10**6  # elements that are calculated in the time it takes to compile one operation well
+_GRADIENTS = 40  # that are taken in one examination by each program
 _FORWARD_LIMIT = 4096  # elements for which a gradient is put together from forward-mode derivatives
 
 
@@ -35,6 +45,26 @@ def setting(promoted: bool) -> Iterator[None]:
         yield
 
 
+def compiler_options(jaxpr: Any, runs: int = _GRADIENTS) -> dict[str, Any]:
+    """How to compile a program that holds `jaxpr`: quickly, unless it calculates so much in so many runs."""
+    elements, operations = rules.work(jaxpr)
+    return {} if elements * runs > _WORTH * operations else _quick()
+
+
+@functools.cache
+def _quick() -> dict[str, Any]:
+    """Those of the options that this version of XLA knows."""
+    return {name: value for name, value in _QUICK.items() if _is_known({name: value})}
+
+
+def _is_known(options: dict[str, Any]) -> bool:
+    try:
+        jax.jit(lambda: 0, compiler_options=options)()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
 class Program:
     """A function of arrays, compiled; called as it is where it branches on values and cannot be traced."""
 
@@ -46,7 +76,7 @@ class Program:
             try:
                 traced = jax.jit(fn).trace(*arrays)
                 self.jaxpr = traced.jaxpr.jaxpr
-                self._run: Callable[..., Any] = traced.lower().compile()
+                self._run: Callable[..., Any] = traced.lower().compile(compiler_options(self.jaxpr))
             except UNTRACEABLE:
                 fn(*arrays)
                 self._run = fn
@@ -164,12 +194,13 @@ def hand_road(
         with setting(promoted):
             return fill(arguments, program(jax.device_put(v)))
 
-    program: Callable[..., Any] = jax.jit(claims)
+    program: Callable[..., Any] = claims
     try:
         with setting(promoted):
-            jax.eval_shape(claims, arguments.vector())
+            jaxpr = jax.make_jaxpr(claims)(arguments.vector()).jaxpr
+        program = jax.jit(claims, compiler_options=compiler_options(jaxpr))
     except UNTRACEABLE:
-        program = claims  # written in NumPy: called as it is
+        pass  # written in NumPy: called as it is
     except Exception as error:  # it has been taken in its own dtype: this one it cannot do
         remarks.append(f"{HAND}: not taken in float64 ({brief(error)}); its own dtype is judged")
         return None

@@ -86,6 +86,31 @@ def longest_sum(jaxpr: Any) -> int:
     return longest
 
 
+def work(jaxpr: Any) -> tuple[int, int]:
+    """Numbers of elements calculated by loops that the compiler writes, and of operations.
+
+    A product of matrices is a library's, but not one with batches, nor a convolution in float64.
+    """
+    elements, operations = 0, 0
+    for eqn in jaxpr.eqns:
+        name, params = eqn.primitive.name, eqn.params
+        sizes = [int(np.prod(getattr(v.aval, "shape", ()))) for v in (*eqn.invars, *eqn.outvars)] or [1]
+        each = max(sizes)
+        if name == "conv_general_dilated":
+            kernel = eqn.invars[1].aval.shape
+            each = sizes[-1] * (sizes[1] // max(1, kernel[params["dimension_numbers"].rhs_spec[0]]))
+        elif name == "dot_general" and params["dimension_numbers"][1][0]:
+            contracted = [eqn.invars[0].aval.shape[i] for i in params["dimension_numbers"][0][0]]
+            each = sizes[-1] * int(np.prod(contracted))
+        elif "window_dimensions" in params:
+            each *= int(np.prod(params["window_dimensions"]))
+        held = [work(j) for j in inner(eqn)]
+        turns = params["length"] if name == "scan" else 1
+        elements += turns * sum(e for e, _ in held) if held else each
+        operations += sum(n for _, n in held) if held else 1
+    return elements, operations
+
+
 def stripped(closed: Any) -> Callable[..., list[Any]]:
     """The function of a closed jaxpr, without its custom derivative rules."""
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxnet.verify import complex_step, frozen, roads, rules
@@ -48,7 +47,7 @@ def derivative(problem: Problem, *, hold_stops: bool) -> Problem:
         spec=spec,
         closed=closed,
         outputs=slope,
-        along=Lines(lambda v, given: (given[0] * slope(v, given[1])).sum()),
+        along=Lines(lambda v, given: (given[0] * slope(v, given[1])).sum(), closed),
         own=own,
         plain=plain,
         hand=None,

@@ -17,7 +17,7 @@ def estimate(phi: Any, x: float, eps: float = 2.2e-16) -> differences.Estimate:
         table = np.ones((5, 1))
         zero = np.zeros(1)
         return differences.estimate(
-            differences.Lines(lambda v, extra: phi(v[0])),
+            differences.Lines(lambda v, extra: phi(v[0]), jax.make_jaxpr(phi)(x)),
             np.array([x]),
             table,
             probes,
