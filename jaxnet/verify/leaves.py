@@ -114,9 +114,10 @@ class Arguments:
 
     def unpack(self, vector: Any, *, promoted: bool) -> list[Any]:
         """The leaves that a vector stands for: float64 and complex128, or each in its own dtype."""
+        # Not slices: their transpose is a sum of padded vectors, that of this a concatenation.
+        parts = jax.lax.split(vector, [leaf.stop - leaf.start for leaf in self.leaves])
         arrays = []
-        for leaf in self.leaves:
-            part = vector[leaf.part]
+        for leaf, part in zip(self.leaves, parts, strict=True):
             if leaf.is_complex:
                 pairs = part.reshape((*leaf.shape, 2))
                 array = jax.lax.complex(pairs[..., 0], pairs[..., 1])
