@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet.verify import precision, rules
+from jaxnet.verify import precision
 from jaxnet.verify.problem import Problem, Rounding
 from jaxnet.verify.report import WitnessReport
 
@@ -29,8 +29,7 @@ def plain_form(problem: Problem, native: np.ndarray, rounding: Rounding) -> Witn
     change = max(
         float(np.linalg.norm(values(point) - expected)) for point in precision.perturbed(problem, eps / 2, 3)
     )
-    length = 1 if problem.closed is None else rules.longest_sum(problem.closed.jaxpr)
-    sums = np.sqrt(length) * min(eps, float(jnp.finfo(jnp.float32).eps))
+    sums = np.sqrt(problem.longest_sum) * min(eps, float(jnp.finfo(jnp.float32).eps))
     size = float(np.linalg.norm(expected))
     allowed = (max(48 * eps + sums, problem.floor) * size + 16 * change) + problem.options.atol * np.sqrt(got.size)
     with np.errstate(invalid="ignore"):

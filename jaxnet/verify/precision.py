@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet.verify import roads, rules
+from jaxnet.verify import roads
 from jaxnet.verify.differences import DIRECTIONS, directions, join, within
 from jaxnet.verify.problem import Problem, Rounding
 from jaxnet.verify.report import Worst
@@ -198,7 +198,7 @@ def _own(
     unit = problem.own_eps * size
     allowed = 16 * np.linalg.norm(changes, axis=1).max()
     allowed += 4 * np.linalg.norm(rounding.gradient[leaf.part]) * problem.own_eps / problem.eps
-    allowed += np.sqrt(_longest_sum(problem)) * float(jnp.finfo(jnp.float32).eps) * size
+    allowed += np.sqrt(problem.longest_sum) * float(jnp.finfo(jnp.float32).eps) * size
     with np.errstate(invalid="ignore", over="ignore"):
         gap = np.nan_to_num(np.abs(got - exact), nan=np.inf)
         place = int(gap.argmax())
@@ -207,10 +207,6 @@ def _own(
     allowed += problem.options.rtol * size + problem.options.atol * np.sqrt(got.size)
     worst = Worst(road, leaf.index(place), float(got[place]), float(exact[place]))
     return OwnDtype(road, error, 48 + float(allowed) / unit, worst)
-
-
-def _longest_sum(problem: Problem) -> int:
-    return 1 if problem.closed is None else rules.longest_sum(problem.closed.jaxpr)
 
 
 def perturbed(problem: Problem, amount: float, draws: int, at: np.ndarray | None = None) -> list[np.ndarray]:

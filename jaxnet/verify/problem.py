@@ -4,6 +4,7 @@
 output and a random cotangent for any other.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -154,6 +155,11 @@ class Problem:
     def stops(self) -> bool:
         """Whether the function has a stop_gradient."""
         return self.closed is not None and frozen.has_stops(self.closed.jaxpr)
+
+    @functools.cached_property
+    def longest_sum(self) -> int:
+        """Number of terms of the longest sum in the function, as far as that is known."""
+        return 1 if self.closed is None else rules.longest_sum(self.closed.jaxpr)
 
     def has(self, primitive: str) -> bool:
         """Whether a primitive of that name occurs in the function."""
