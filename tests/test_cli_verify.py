@@ -63,6 +63,51 @@ def unlucky(x):
 def whole(x):
     return x
 """,
+    "rules.py": """
+import jax, jax.numpy as jnp
+from jaxnet import verify
+
+def rule(x, dy):
+    return (dy * jnp.sign(x),)
+
+@jax.custom_vjp
+def size(x):
+    return abs(x)
+
+size.defvjp(lambda x: (size(x), x), rule)
+weak = verify.case(lambda: jnp.array([1.0, 2.0]))(lambda x: size(x))
+strong = verify.case(lambda seed: jnp.array([1.5, 2.5]))(lambda x: size(x))
+strong = verify.case(lambda: jnp.array([-1.0, 2.0]))(strong)
+untrue = verify.case(lambda: jnp.ones(2), hand_written=lambda x: (x + x,))(lambda x: size(x).sum())
+""",
+    "options.py": """
+import jax, jax.numpy as jnp
+from jaxnet import verify
+
+def straight(x):
+    return jnp.round(x)
+
+def through(x):
+    return x + jax.lax.stop_gradient(jnp.round(x) - x)
+
+def by_hand(x):
+    return (3 * x * x,)
+
+@verify.case(lambda: jnp.array([0.3, 1.4]), reference=through)
+@jax.custom_jvp
+def estimator(x):
+    return straight(x)
+
+estimator.defjvp(lambda p, t: (straight(*p), t[0]))
+
+@jax.custom_vjp
+def cube(x):
+    return x**3
+
+cube.defvjp(lambda x: (cube(x), x), lambda x, dy: (jax.lax.stop_gradient(3 * x * x) * dy,))
+once = verify.case(lambda: jnp.array([1.0, 2.0]))(lambda x: cube(x).sum())
+stated = verify.case(lambda: jnp.array([1.0, 2.0]), hand_written=by_hand)(lambda x: (x**3).sum())
+""",
     "broken.py": "def f(:\n",
     "missing.py": "import not_a_package_of_anyone\n",
     "exits.py": "import sys\nsys.exit('no arguments')\n",
@@ -194,6 +239,82 @@ def test_an_imported_function_is_checked_where_it_is_named(run: Callable[..., tu
     assert "package.sub.inner::mine[0]" in out
 
 
+def test_a_mutant_that_the_cases_let_pass(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    junit, pages = tmp_path / "junit.xml", tmp_path / "pages"
+    code, out, errors = run("rules.py:weak", "--mutate", "--junit", f"{junit}", "--html", f"{pages}")
+    assert (code, errors) == (1, "")
+    lines = out.splitlines()
+    assert lines[0].startswith("PASS  rules.py::weak[0]")
+    assert lines[1].startswith("FAIL  rules.py::weak, mutated  ")
+    survivor = "rules.py:6: rule, factor: `dy * jnp.sign(x)` became `dy`: its gradients differ by "
+    assert lines[2].startswith(f"  survived: {survivor}")
+    assert out.count("survived: ") == 1
+    assert lines[-1].startswith("2 cases: 1 fail, 1 pass")
+
+    failure = ElementTree.parse(junit).getroot()[0][1][0]
+    assert (failure.tag, failure.attrib["type"]) == ("failure", "fail")
+    assert ", 1 survived" in failure.attrib["message"]
+    assert survivor in (failure.text or "")
+    page = (pages / "001-rules.py-weak-mutated.html").read_text()
+    assert page.count("<td>survived: its gradients differ") == 1
+    assert "<th>rules.py:6</th><td>rule</td><td>factor: `dy * jnp.sign(x)` became `dy`</td>" in page
+
+
+def test_cases_that_find_every_mutant(run: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, errors = run("rules.py:strong", "--mutate", "--json", "-")
+    assert code == 0, errors
+    content = json.loads(out)
+    assert [(c["case"], c["state"]) for c in content["cases"]] == [
+        ("strong[0]", "pass"),
+        ("strong[1]", "pass"),
+        ("strong, mutated", "pass"),
+    ]
+    report = content["cases"][2]["report"]
+    assert report["survived"] == 0 < report["killed"]
+    assert {mutant["file"] for mutant in report["mutants"]} == {"rules.py"}
+    assert "strong, mutated" in errors
+    assert f"{report['killed']} killed" in errors
+
+
+def test_a_sample_and_a_gradient_stated_by_hand(run: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, errors = run("options.py:stated", "--mutate", "--sample", "4")
+    assert (code, errors) == (0, "")
+    assert " 4 of " in out
+
+
+@pytest.mark.parametrize(
+    ("target", "code", "message"),
+    [
+        (
+            "right.py:double",
+            2,
+            "double, mutated: mutation finds no derivative rule in double: it reaches no custom",
+        ),
+        (
+            "rules.py:untrue",
+            1,
+            "untrue, mutated: not mutated, since untrue[0] doesn't pass on the function as it is",
+        ),
+    ],
+)
+def test_what_cannot_be_mutated(
+    run: Callable[..., tuple[int, str, str]], target: str, code: int, message: str
+) -> None:
+    found, _, errors = run(target, "--mutate")
+    assert found == code
+    assert errors.startswith(f"error: {target.split(':')[0]}::{message}")
+    assert errors.count("\n") == 1
+
+
+def test_reference_and_order(run: Callable[..., tuple[int, str, str]]) -> None:
+    assert run("options.py:estimator")[0] == 0
+    code, out, _ = run("options.py:once")
+    assert code == 0, out
+    code, out, _ = run("options.py:once", "--order", "2")
+    assert code == 1
+    assert "order 2" in out
+
+
 def test_json_on_the_standard_output_is_nothing_else(run: Callable[..., tuple[int, str, str]]) -> None:
     code, out, errors = run("right.py:double", "wrong.py", "--json", "-", "--seed", "4")
     content = json.loads(out)
@@ -225,6 +346,7 @@ def test_pages(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None
     [
         ([], "Missing argument 'FILE|MODULE[:NAME]...'."),
         (["right.py", "--order", "3"], "Invalid value for '--order': 3 is not in the range 1<=x<=2."),
+        (["right.py", "--sample", "3"], "--sample says how many mutants to try: give it with --mutate."),
         (["right.py", "--json", "no/where.json"], "there is no folder no to write where.json into."),
         (["right.py", "wrong.py", "--html", "a.html"], "--html a.html is one page, and there are 2 cases"),
     ],

@@ -1,6 +1,7 @@
 """`jaxnet verify`: checks the functions that a file or a module marks with `@verify.case`."""
 
 import html
+import itertools
 import re
 import sys
 import time
@@ -13,7 +14,10 @@ import click
 
 from jaxnet.train.files import write_atomically
 from jaxnet.verify import outcomes as results
+from jaxnet.verify.cases import Case
 from jaxnet.verify.junit import to_junit
+from jaxnet.verify.mutate import run_cases
+from jaxnet.verify.mutation_report import MutationReport
 from jaxnet.verify.outcomes import EXIT_CODES, Outcome, attempt, raised
 from jaxnet.verify.progress import Progress
 from jaxnet.verify.targets import find
@@ -29,6 +33,10 @@ _PAGES = (".html", ".htm")
 @click.option(
     "--order", type=click.IntRange(1, 2), help="2 checks the gradient of the gradient too, in all cases."
 )
+@click.option(
+    "--mutate", is_flag=True, help="Also put mistakes into the derivative rules: do the cases find them?"
+)
+@click.option("--sample", type=click.IntRange(1), help="With --mutate: so many mutants of each function, not all.")
 @click.option("--json", metavar="PATH|-", help="Write the reports as JSON; - is the standard output.")
 @click.option(
     "--html", "pages", metavar="DIR|PATH", help="Write a page for each case; PATH.html for a single one."
@@ -38,6 +46,8 @@ def verify(
     targets: tuple[str, ...],
     seed: int | None,
     order: int | None,
+    mutate: bool,
+    sample: int | None,
     json: str | None,
     pages: str | None,
     junit: str | None,
@@ -46,9 +56,14 @@ def verify(
 
     FILE is a Python file and MODULE the name of a module; :NAME chooses one of its functions.
 
-    Exit code: 0 all are right, 1 a gradient is wrong, 2 something couldn't be checked, 3 undecided; of
-    several the worst, 1 before 2 before 3 before 0.
+    With --mutate each function's custom_vjp and custom_jvp rules, and its hand_written gradients, are
+    changed, one mistake at a time. A mutant that its cases pass, though its gradients differ, survived.
+
+    Exit code: 0 all are right, 1 a gradient is wrong or a mutant survived, 2 something couldn't be checked
+    or mutated, 3 undecided; of several the worst, 1 before 2 before 3 before 0.
     """
+    if sample is not None and not mutate:
+        raise click.UsageError("--sample says how many mutants to try: give it with --mutate.")
     for path in (json if json != "-" else None, pages, junit):
         if path is not None and not Path(path).parent.is_dir():
             raise click.UsageError(f"there is no folder {Path(path).parent} to write {Path(path).name} into.")
@@ -56,7 +71,7 @@ def verify(
     out = sys.stderr if json == "-" else sys.stdout
     options = {name: value for name, value in (("seed", seed), ("order", order)) if value is not None}
     done: list[Outcome] = []
-    work = list(_work(targets, options, done))
+    work = list(_work(targets, options, done, partial(_mutated, done, sample) if mutate else None))
     single = pages is not None and Path(pages).suffix in _PAGES
     if single and len(work) > 1:
         raise click.UsageError(f"--html {pages} is one page, and there are {len(work)} cases: name a folder.")
@@ -83,17 +98,39 @@ def verify(
 
 
 def _work(
-    targets: tuple[str, ...], options: dict[str, Any], refused: list[Outcome]
+    targets: tuple[str, ...],
+    options: dict[str, Any],
+    refused: list[Outcome],
+    mutated: Callable[..., MutationReport] | None,
 ) -> Iterator[tuple[str, str, Callable[[], Any]]]:
-    """(place, name, check) of every case; a target that can't be taken up goes to `refused`."""
+    """(place, name, check) of every case, then the mutation of its function, if that is wanted.
+
+    A target that can't be taken up goes to `refused`.
+    """
     for target in targets:
         try:
             place, _, cases = find(target)
         except (Exception, SystemExit) as error:
             refused.append(raised(target, "", error))
             continue
-        for case in cases:
-            yield place, case.title, partial(case.check, **options)
+        for called, group in itertools.groupby(cases, lambda case: case.called):
+            of_one = list(group)
+            for case in of_one:
+                yield place, case.title, partial(case.check, **options)
+            if mutated is not None:
+                yield place, f"{called}, mutated", partial(mutated, place, of_one, **options)
+
+
+def _mutated(
+    done: list[Outcome], sample: int | None, place: str, cases: list[Case], **options: Any
+) -> MutationReport:
+    """Mutate the function of `cases`, whose outcomes are done."""
+    titles = {case.title for case in cases}
+    bad = [o.name for o in done if o.place == place and o.name in titles and o.state != "pass"]
+    if bad:
+        raise ValueError(f"not mutated, since {', '.join(bad)} doesn't pass on the function as it is.")
+    with Progress(f"mutate {cases[0].called}", 1) as progress:
+        return run_cases(cases, sample=sample, progress=lambda n, of: progress.at(n, of, ""), **options)
 
 
 def _show(outcome: Outcome, out: Any) -> None:

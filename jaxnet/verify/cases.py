@@ -43,10 +43,13 @@ class Case:
         """The seed that a check with these options uses."""
         return int({**self.options, **options}.get("seed", 0))
 
+    def build(self, **options: Any) -> tuple[Any, ...]:
+        """The arguments that a check with these options uses."""
+        return build(self.arguments, self.seed(**options))
+
     def check(self, **options: Any) -> Report:
         """`check_gradients` at the case's arguments; `options` go before those of the case."""
-        args = build(self.arguments, self.seed(**options))
-        report = check_gradients(self.function, *args, **{**self.options, **options})
+        report = check_gradients(self.function, *self.build(**options), **{**self.options, **options})
         return dataclasses.replace(report, title=self.title)
 
 

@@ -34,7 +34,7 @@ class Mutation:
 
     def __str__(self) -> str:
         """The change in words."""
-        return f"line {self.line}, {self.operator}: `{self.before}` became `{self.after}`"
+        return f"{self.operator}: `{self.before}` became `{self.after}`"
 
 
 def plain_function(function: Callable[..., Any]) -> FunctionType:

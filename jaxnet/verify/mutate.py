@@ -13,10 +13,13 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxnet.verify.cases import Case
 from jaxnet.verify.mutants import Mutation, mutations, plain_function, unchanged
 from jaxnet.verify.mutation_place import in_place
 from jaxnet.verify.mutation_place import programs_kept as programs_kept
@@ -59,15 +62,32 @@ def run(
     Example:
         >>> print(mutate.run(op, [(x, weight), (x, None)], sample=20))
     """
-    found = [plain_function(rule) for rule in rules] if rules is not None else rules_of(fn)
     title = getattr(fn, "__name__", type(fn).__name__)
-    if not found:
-        raise ValueError(
-            f"mutation finds no custom_vjp or custom_jvp rule written in Python in {title}. Name the functions "
-            "that make up the backward pass: rules=[backward]."
-        )
     trials = [trial(fn, *args, **(options or {})) for args in cases]
+    found = _rules(fn, title, [options or {}]) if rules is None else rules
     return mutate(found, trials, title=title, unused=rules is None, sample=sample, seed=seed, progress=progress)
+
+
+def run_cases(
+    cases: Sequence[Case], *, sample: int | None = None, progress: Progress | None = None, **options: Any
+) -> MutationReport:
+    """`run` for the marked cases of one function; `options` go before those of each case."""
+    first = cases[0]
+    found = _rules(first.function, first.called, [case.options for case in cases])
+    trials = [trial(case.function, *case.build(**options), **{**case.options, **options}) for case in cases]
+    seed = first.seed(**options)
+    return mutate(found, trials, title=first.called, unused=True, sample=sample, seed=seed, progress=progress)
+
+
+def _rules(fn: Callable[..., Any], title: str, options: Sequence[Mapping[str, Any]]) -> Sequence[FunctionType]:
+    stated = [each["hand_written"] for each in options if "hand_written" in each]
+    if found := rules_of(fn, *stated):
+        return found
+    raise ValueError(
+        f"mutation finds no derivative rule in {title}: it reaches no custom_vjp or custom_jvp whose rule is "
+        "written in Python outside of installed packages. Choose a function that has one, or name the "
+        "functions of its backward pass, verify.mutate.run(fn, cases, rules=[backward])."
+    )
 
 
 def mutate(
@@ -94,7 +114,8 @@ def mutate(
 
     Raises:
         TypeError: a function isn't written in Python.
-        ValueError: its source can't be read, no trial runs it, or a check doesn't pass on it as it is.
+        ValueError: its source can't be read, nothing in it can be mutated, no trial runs it, or a check doesn't
+            pass on it as it is.
     """
     began = time.perf_counter()
     targets = [_target(function) for function in functions]
@@ -112,6 +133,9 @@ def mutate(
             if runs
             for mutation in mutations(target.function, target.inside)
         ]
+        if not every:
+            names = ", ".join(target.name for target in targets)
+            raise ValueError(f"mutation finds nothing to change in {names}.")
         chosen = _sampled(every, sample, seed)
         fates = []
         for target, mutation in chosen:
@@ -125,7 +149,7 @@ def mutate(
 
 
 class _Target(NamedTuple):
-    function: Any  # a FunctionType
+    function: Any  # a FunctionType, which a field may not be: mypy would take it for a method
     inside: str | None
     name: str
 
@@ -164,7 +188,13 @@ def _fate(
         with in_place(target.function, mutation.code):
             state, detail = _compared(trials, expected, detail)
     seconds = time.perf_counter() - began
-    return Mutant(target.name, mutation.line, str(mutation), state, detail, seconds)
+    return Mutant(_file(target.function), mutation.line, target.name, str(mutation), state, detail, seconds)
+
+
+def _file(function: FunctionType) -> str:
+    """The file of a function, as seen from the working directory if it lies there."""
+    file = Path(function.__code__.co_filename)
+    return str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
 
 
 def _checked(trials: Sequence[Trial]) -> tuple[str, str]:

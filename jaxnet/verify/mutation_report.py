@@ -1,10 +1,15 @@
 """What became of each mutant."""
 
+import html
 import json
-from collections import Counter
+import os
 from dataclasses import asdict, dataclass
 
+from jaxnet.verify import page
+
 STATES = ("killed", "equivalent", "invalid", "survived")
+_SHOWN = ("survived", "equivalent", "killed", "invalid")  # what needs a reader first
+_COLOURS = {"survived": "fail", "killed": "pass"}
 
 
 @dataclass(frozen=True)
@@ -12,8 +17,9 @@ class Mutant:
     """One mutant and its fate.
 
     Attributes:
-        function: the name of the function that was changed.
-        line: where, in the function's file.
+        file: of the function that was changed.
+        line: where in the file.
+        function: its name.
         change: the change in words.
         state: "killed": a check failed; "equivalent": the checks pass and the gradients were compared and
             are equal; "invalid": it raises, as a user would see at once; "survived": none of these.
@@ -21,8 +27,9 @@ class Mutant:
         seconds: how long it took.
     """
 
-    function: str
+    file: str
     line: int
+    function: str
     change: str
     state: str
     detail: str
@@ -30,7 +37,7 @@ class Mutant:
 
     def __str__(self) -> str:
         """One line."""
-        return f"{self.state}: {self.function} {self.change}: {self.detail}"
+        return f"{self.state}: {self.file}:{self.line}: {self.function}, {self.change}: {self.detail}"
 
 
 @dataclass(frozen=True)
@@ -54,29 +61,53 @@ class MutationReport:
     @property
     def survivors(self) -> tuple[Mutant, ...]:
         """The mutants that no check found and that are not equivalent."""
-        return tuple(mutant for mutant in self.mutants if mutant.state == "survived")
+        return self._with("survived")
+
+    @property
+    def state(self) -> str:
+        """ "fail" if a mutant survived, "undecided" if none was killed either, else "pass"."""
+        return "fail" if self.survivors else "pass" if self.count("killed") else "undecided"
 
     @property
     def ok(self) -> bool:
         """Whether some mutant was killed and none survived."""
-        return not self.survivors and self.count("killed") > 0
+        return self.state == "pass"
+
+    @property
+    def counts(self) -> str:
+        """How many mutants ended how, in words."""
+        of = "" if len(self.mutants) == self.possible else f" of {self.possible}"
+        return f"{len(self.mutants)}{of} mutants: " + ", ".join(f"{self.count(s)} {s}" for s in STATES)
 
     def count(self, state: str) -> int:
         """How many mutants ended in that state."""
-        return Counter(mutant.state for mutant in self.mutants)[state]
+        return len(self._with(state))
+
+    def _with(self, *states: str) -> tuple[Mutant, ...]:
+        return tuple(mutant for state in states for mutant in self.mutants if mutant.state == state)
 
     def __str__(self) -> str:
         """The counts, then a line for each mutant that was neither killed nor invalid."""
-        of = "" if len(self.mutants) == self.possible else f" of {self.possible}"
-        counts = ", ".join(f"{self.count(state)} {state}" for state in STATES)
-        head = f"{'PASS' if self.ok else 'FAIL'}  {self.title}  {len(self.mutants)}{of} mutants: {counts}"
-        shown = [
-            mutant for state in ("survived", "equivalent") for mutant in self.mutants if mutant.state == state
-        ]
-        lines = [f"{head}  {self.seconds:.1f} s", *(f"  {mutant}" for mutant in shown)]
+        lines = [f"{self.state.upper()}  {self.title}  {self.counts}  {self.seconds:.1f} s"]
+        lines += [f"  {mutant}" for mutant in self._with("survived", "equivalent")]
         return "\n".join([*lines, *(f"  note: {remark}" for remark in self.remarks)])
 
     def to_json(self) -> str:
         """Everything, every mutant included, as JSON."""
         counts = {state: self.count(state) for state in STATES}
-        return json.dumps({"ok": self.ok, **counts, **asdict(self)}, indent=1, ensure_ascii=False)
+        content = {"state": self.state, "ok": self.ok, **counts, **asdict(self)}
+        return json.dumps(content, indent=1, ensure_ascii=False)
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write a page that needs no other file, the survivors first. A reader never sees half of it."""
+        rows = "".join(map(_row, self._with(*_SHOWN)))
+        table = f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>'
+        page.write(path, page.document(self, self.counts, table))
+
+
+def _row(mutant: Mutant) -> str:
+    """What was changed and where, and its fate."""
+    where = f"{mutant.file}:{mutant.line}"
+    cells = [mutant.function, mutant.change, f"{mutant.state}: {mutant.detail}"]
+    texts = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+    return f'<tr class="{_COLOURS.get(mutant.state, "")}"><th>{html.escape(where)}</th>{texts}</tr>'

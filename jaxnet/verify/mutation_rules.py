@@ -13,23 +13,27 @@ import jax
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
-def rules_of(fn: Callable[..., Any]) -> list[FunctionType]:
-    """The rules of every `custom_vjp` and `custom_jvp` that `fn` is, wraps or calls.
+def rules_of(fn: Callable[..., Any], *stated: Callable[..., Any]) -> list[FunctionType]:
+    """The rules of every `custom_vjp` and `custom_jvp` that `fn` is, wraps or calls, and the `stated` gradients.
 
     With each rule the functions of its file that it alone uses: not those that the function itself or
     its forward pass calls too, whose mutants would change the value, and not those of another rule.
     Functions of installed packages are left alone.
     """
     found: dict[int, FunctionType] = {}
-    for custom in _reached(fn, through=True):
-        if _is_custom(custom):
-            rule: Any = inspect.unwrap(getattr(custom, "bwd", None) or getattr(custom, "jvp", None) or len)
-            primal = [f for start in (custom.fun, getattr(custom, "fwd", None)) for f in _reached(start)]
-            own = [f for f in _reached(rule) if isinstance(f, FunctionType) and not hasattr(f, "__wrapped__")]
-            files = {f.__code__.co_filename for f in own[:1]}
-            shared = set(map(id, primal))
-            found |= {id(f): f for f in own if f.__code__.co_filename in files and id(f) not in shared}
+    customs = filter(_is_custom, _reached(fn, through=True))
+    for rule, *primal in [*map(_parts, customs), *((gradient, fn) for gradient in stated)]:
+        own = [f for f in _reached(rule) if isinstance(f, FunctionType) and not hasattr(f, "__wrapped__")]
+        files = {f.__code__.co_filename for f in own[:1]}
+        shared = {id(f) for start in primal for f in _reached(start)}
+        found |= {id(f): f for f in own if f.__code__.co_filename in files and id(f) not in shared}
     return list(found.values())
+
+
+def _parts(custom: Any) -> tuple[Any, ...]:
+    """The rule of a custom derivative, None if it has none yet, the function and the forward pass."""
+    rule = getattr(custom, "bwd", None) or getattr(custom, "jvp", None)
+    return rule and inspect.unwrap(rule), custom.fun, getattr(custom, "fwd", None)
 
 
 def _reached(start: Any, through: bool = False) -> list[Any]:

@@ -84,7 +84,8 @@ class Outcome:
 
     def __str__(self) -> str:
         """The outcome in one line."""
-        return f"{self.state.upper()}  {self.title}  {self.seconds:.1f} s  {self.why}".rstrip()
+        said = self.why or getattr(self.report, "counts", "")
+        return f"{self.state.upper()}  {self.title}  {self.seconds:.1f} s  {said}".rstrip()
 
 
 def attempt(place: str, name: str, check: Callable[[], ReportLike]) -> Outcome:
@@ -108,7 +109,7 @@ def explain(error: BaseException) -> tuple[str, str]:
     frames = list(traceback.walk_tb(error.__traceback__))
     message = str(error).split("\n--------------------\n")[0]  # of JAX, about its own traceback
     line, _, more = message.strip().partition("\n")
-    if not frames or _module(frames[-1][0]).startswith("jaxnet.verify"):
+    if not frames or _module(frames[-1][0]).startswith(("jaxnet.verify", "jaxnet.cli")):
         return line or type(error).__name__, more  # ours, which says what to do
     users = [pair for pair in frames if not _is_foreign(_module(pair[0]))]
     trace = "".join(traceback.StackSummary.extract(iter(users)).format())

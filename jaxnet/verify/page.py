@@ -2,8 +2,11 @@
 
 import base64
 import html
+import os
+import tempfile
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jaxnet.verify.error_map import ErrorMap, gradient
 
@@ -17,6 +20,12 @@ def page(report: "Report") -> str:
     """The whole page."""
     counts = [(state, sum(leaf.state == state for leaf in report.leaves)) for state in _WORDS]
     summary = " · ".join(f"{count} {_WORDS[state]}" for state, count in counts if count)
+    cards = "".join(_card(leaf) for leaf in report.leaves if leaf.state == "fail")
+    return document(report, f"{len(report.leaves)} gradients: {summary}", cards + tables(report))
+
+
+def document(report: Any, counts: str, body: str) -> str:
+    """A page with the head and the notes of a report, and `body` between them."""
     title, state = html.escape(report.title), report.state
     remarks = "".join(f"<li>{html.escape(remark)}</li>" for remark in report.remarks)
     return (
@@ -24,12 +33,24 @@ def page(report: "Report") -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{state}: {title}</title><style>{_STYLE}</style></head><body>\n"
         f'<header><h1><span class="badge {state}">{state}</span> {title}</h1>'
-        f"<p>{len(report.leaves)} gradients: {summary} · {report.seconds:.1f} s</p></header>\n"
-        + "".join(_card(leaf) for leaf in report.leaves if leaf.state == "fail")
-        + tables(report)
+        f"<p>{html.escape(counts)} · {report.seconds:.1f} s</p></header>\n{body}"
         + (f"\n<h2>Notes</h2><ul>{remarks}</ul>" if remarks else "")
         + "\n</body></html>\n"
     )
+
+
+def write(path: str | os.PathLike[str], text: str) -> None:
+    """Write a file of which a reader never sees half."""
+    target = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)  # mkstemp's files are private
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def tables(report: "Report") -> str:

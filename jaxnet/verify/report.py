@@ -4,11 +4,9 @@ import dataclasses
 import json
 import math
 import os
-import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jaxnet.verify import page
@@ -170,16 +168,7 @@ class Report:
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write a page that needs no other file. A reader never sees half of it."""
-        target = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(page.page(self))
-            os.chmod(temporary, 0o644)  # mkstemp's files are private
-            os.replace(temporary, target)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        page.write(path, page.page(self))
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

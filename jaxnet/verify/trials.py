@@ -1,6 +1,7 @@
 """What a backward pass is tried by: a check of the prover, and the gradients themselves to compare."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,11 +12,12 @@ from jax.tree_util import tree_leaves, tree_map
 from jaxnet.verify.check import check_gradients
 from jaxnet.verify.differences import scales
 from jaxnet.verify.layer import LayerLike, check_layer
-from jaxnet.verify.leaves import Arguments, float_leaves, is_differentiable, take_apart
+from jaxnet.verify.leaves import Arguments, claimed_gradients, float_leaves, take_apart
 from jaxnet.verify.report import Report
 from jaxnet.verify.roads import setting
 
 Gradients = list[list[np.ndarray]]  # of each draw, the leaves
+Call = Callable[[Sequence[Any], Any], Any]  # gradients at differentiable leaves, their cotangents drawn by a key
 
 
 class Trial(NamedTuple):
@@ -36,14 +38,16 @@ class Trial(NamedTuple):
 def trial(fn: Callable[..., Any], *args: Any, **options: Any) -> Trial:
     """`check_gradients(fn, *args, **options)`, and `jax.vjp` of `fn` (of that too, if `order=2`).
 
-    With `hand_written=` what that returns as well.
+    With `hand_written=` what that claims as well. What is `constant` is held fixed.
     """
-    arguments = take_apart(fn, args)
+    arguments = take_apart(fn, args, options.get("constant", ()))
     hand_written = options.get("hand_written")
 
-    def call(given: Sequence[Any], key: Any) -> Any:
-        gradients = _pulled_back(lambda *arrays: float_leaves(fn(*arrays)), given, key, options.get("order", 1))
-        return gradients, () if hand_written is None else hand_written(*given)
+    def call(arrays: Sequence[Any], key: Any) -> Any:
+        found = _pulled_back(lambda given: fn(*arguments.rebuild(given)), arrays, key, options.get("order", 1))
+        if hand_written is None:
+            return found
+        return found, claimed_gradients(arguments, hand_written(*arguments.rebuild(arrays)), len(args))
 
     return Trial(lambda: check_gradients(fn, *args, **options), _gradients(lambda: call, arguments))
 
@@ -51,18 +55,20 @@ def trial(fn: Callable[..., Any], *args: Any, **options: Any) -> Trial:
 def layer_trial(make: Callable[[], LayerLike], key: Any, x: Any, *, training_key: Any = None) -> Trial:
     """`check_layer` of a layer that `make` makes, and its pullback beside `jax.vjp` of its `apply`."""
     arguments = take_apart(lambda params, x: None, (make().init(key, x), x))
+    modes = (None,) if training_key is None else (None, training_key)
 
-    def calls() -> Callable[[Sequence[Any], Any], Any]:
+    def calls() -> Call:
         layer = make()
 
-        def call(given: Sequence[Any], cotangent_key: Any) -> Any:
+        def apply(mode: Any, arrays: Sequence[Any]) -> Any:
+            return layer.apply(*arguments.rebuild(arrays), key=mode)
+
+        def call(arrays: Sequence[Any], cotangent_key: Any) -> Any:
             results = []
-            for mode in (None, training_key)[: 1 if training_key is None else 2]:
-                y, pullback = layer.vjp(*given, key=mode)
+            for mode in modes:
+                y, pullback = layer.vjp(*arguments.rebuild(arrays), key=mode)
                 results.append(pullback(tree_map(lambda leaf: _normal(cotangent_key, leaf), y)))
-                results.append(
-                    _pulled_back(lambda *a, mode=mode: [layer.apply(*a, key=mode)], given, cotangent_key)
-                )
+                results.append(_pulled_back(partial(apply, mode), arrays, cotangent_key))
             return results
 
         return call
@@ -70,23 +76,13 @@ def layer_trial(make: Callable[[], LayerLike], key: Any, x: Any, *, training_key
     return Trial(lambda: check_layer(make(), key, x, training_key=training_key), _gradients(calls, arguments))
 
 
-def _pulled_back(call: Callable[..., list[Any]], given: Sequence[Any], key: Any, order: int = 1) -> Any:
+def _pulled_back(call: Callable[[Sequence[Any]], Any], arrays: Sequence[Any], key: Any, order: int = 1) -> Any:
     """The gradients of Σ ⟨w, call⟩ under random w, for `order` 2 also those of Σ ⟨w, gradients⟩."""
-    leaves, tree = jax.tree.flatten(tuple(given))
-    chosen = [i for i, leaf in enumerate(leaves) if is_differentiable(leaf)]
-
-    def of(arrays: Sequence[Any]) -> list[Any]:
-        every = list(leaves)
-        for i, array in zip(chosen, arrays, strict=True):
-            every[i] = array
-        outputs = call(*jax.tree.unflatten(tree, every))
-        return [leaf for leaf in tree_leaves(outputs) if is_differentiable(leaf)]
 
     def first(arrays: Sequence[Any]) -> list[Any]:
-        outputs, pullback = jax.vjp(of, arrays)
+        outputs, pullback = jax.vjp(lambda given: float_leaves(call(given)), arrays)
         return list(pullback([_normal(jax.random.fold_in(key, i), y) for i, y in enumerate(outputs)])[0])
 
-    arrays = [leaves[i] for i in chosen]
     if order == 1:
         return first(arrays)
     gradients, pullback = jax.vjp(first, arrays)
@@ -94,12 +90,10 @@ def _pulled_back(call: Callable[..., list[Any]], given: Sequence[Any], key: Any,
 
 
 def _normal(key: Any, like: Any) -> Any:
-    return jax.random.normal(key, like.shape, jnp.asarray(like).dtype)
+    return jax.random.normal(key, like.shape, like.dtype)
 
 
-def _gradients(
-    calls: Callable[[], Callable[[Sequence[Any], Any], Any]], arguments: Arguments
-) -> Callable[[Sequence[int]], Gradients]:
+def _gradients(calls: Callable[[], Call], arguments: Arguments) -> Callable[[Sequence[int]], Gradients]:
     """Gradients at arguments drawn by a seed: in float64 if the function, as it is, can be promoted."""
     promotes: list[bool] = []
 
@@ -108,7 +102,7 @@ def _gradients(
 
         @jax.jit
         def program(vector: Any, key: Any) -> Any:
-            return call(arguments.rebuild(arguments.unpack(vector, promoted=promoted)), key)
+            return call(arguments.unpack(vector, promoted=promoted), key)
 
         with setting(promoted):
             drawn = [(jnp.asarray(draw(arguments, seed)), jax.random.key(seed)) for seed in seeds]

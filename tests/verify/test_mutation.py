@@ -86,7 +86,7 @@ def several(x):
 
 
 EXPECTED = {
-    sign: ["`x + -y` became `x - -y`", "sign: `-y` became `y`", "`x + -y` became `negated(x + -y)`"],
+    sign: ["sign: `x + -y` became `x - -y`", "sign: `-y` became `y`", "`x + -y` became `negated(x + -y)`"],
     term: ["sign: `x += y` became `x -= y`", "term: `x += y` became `pass`", "`x - y` became `-y`"],
     factor: ["`x * y / 2.0` became `x * y`", "`x * y` became `x`", "`x * y` became `y`", "`x ** 3` became `x`"],
     operands: [
@@ -244,69 +244,60 @@ jitted = jax.jit(affine)
 ARGS = draw(0, 4, 4), draw(1, 4, 4)
 
 
-def test_a_right_prover_kills_and_equivalents_are_shown():
-    report = mutate.run(affine, [ARGS])
-    fates = {mutant.change.split(", ", 1)[1]: mutant for mutant in report.mutants}
-    assert not report.remarks
-    for words, verdict in {
-        "sign: `1 - y * y` became `1 + y * y`": "x: WRONG",
-        "transpose: `weight.T` became `weight`": "x: WRONG",
-        "operands: `return (dz @ weight.T, x.T @ dz)` became `return (x.T @ dz, dz @ weight.T)`": "x: WRONG",
-        "residual: `y` became `weight`": "x: WRONG",
-        "sign: `x.T @ dz` became `negated(x.T @ dz)`": "weight: WRONG",
+def looks_at(weights):
+    """A trial that is quicker than the prover: the gradients under one cotangent, so far as `weights` go."""
+    dy = draw(2, 4, 4)
+
+    def gradients():
+        return [w * g for w, g in zip(weights, jax.vjp(affine, *ARGS)[1](dy), strict=True)]
+
+    def check():
+        np.testing.assert_allclose(gradients(), right, rtol=1e-4, atol=1e-4)
+
+    right = gradients()
+    return Trial(check, trial(affine, *ARGS).gradients)
+
+
+def test_what_becomes_of_a_mutant():
+    report = mutate.mutate([affine_backward], [looks_at((1.0, 1.0))])
+    states = {mutant.change: mutant.state for mutant in report.mutants}
+    for change, state in {
+        "sign: `1 - y * y` became `1 + y * y`": "killed",
+        "transpose: `weight.T` became `weight`": "killed",
+        "operands: `return (dz @ weight.T, x.T @ dz)` became `return (x.T @ dz, dz @ weight.T)`": "killed",
+        "residual: `residuals` became `dy`": "invalid",
+        "branch: `x.ndim > 2` became `True`": "killed",
+        "branch: `x.ndim > 2` became `x.ndim < 2`": "equivalent",
+        "constant: `3.0` became `6.0`": "survived",  # no case takes the branch: who knows what is right there?
     }.items():
-        assert fates[words].state == "killed", report
-        assert verdict in fates[words].detail
-    assert fates["residual: `residuals` became `dy`"].state == "invalid"
-    assert fates["branch: `x.ndim > 2` became `True`"].state == "killed"
-    assert fates["branch: `x.ndim > 2` became `x.ndim < 2`"].state == "equivalent"
-    # No case takes the branch: what is in it can't be shown to be equivalent.
-    assert {mutant.state for words, mutant in fates.items() if "3.0" in words} == {"survived"}
-    assert not report.ok
+        assert states[change] == state, report
+    assert report.state == "fail"
     assert "no check runs this place" in str(report)
-
-
-def test_an_equivalent_mutant():
-    @jax.custom_vjp
-    def square(x):
-        return x * x
-
-    def backward(x, dy):
-        return ((x * 2.0 - 0.0) * dy,)
-
-    square.defvjp(lambda x: (x * x, x), backward)
-    report = mutate.run(square, [(ARGS[0],)], rules=[backward])
-    states = {m.change.split(": ", 1)[1]: m.state for m in report.mutants}
-    assert states["`x * 2.0 - 0.0` became `x * 2.0`"] == "equivalent"
-    assert states["`x * 2.0 - 0.0` became `x * 2.0 + 0.0`"] == "equivalent"
-    assert states["`0.0` became `1.0`"] == "killed"
-    assert report.ok, report
     assert "its gradients differ by at most 0 at 12 draws" in str(report)
 
 
-def test_a_blind_prover_lets_survive_and_the_report_says_so():
-    seeing = trial(affine, *ARGS)
-
-    def check():
-        jax.vjp(affine, *ARGS)[1](ARGS[0])  # runs the backward pass, looks at nothing
-
-    calls = Trial(check, seeing.gradients)
-    report = mutate.mutate([affine_backward], [calls], title="blind", sample=12)
-    assert not report.ok
+def test_a_blind_check_lets_survive_and_the_report_says_so(tmp_path):
+    report = mutate.mutate([affine_backward], [looks_at((0.0, 0.0))], title="blind", sample=6)
     assert report.count("killed") == 0
     assert report.survivors
     assert any("its gradients differ by" in mutant.detail for mutant in report.survivors)
-    assert str(report).startswith("FAIL  blind  12 of ")
-    assert "survived: affine_backward line " in str(report)
+    assert str(report).startswith("FAIL  blind  6 of ")
+    where = f"{Path(__file__).relative_to(Path.cwd())}:{report.survivors[0].line}"
+    assert f"  survived: {where}: affine_backward, " in str(report)
     assert f'"survived": {len(report.survivors)}' in report.to_json()
+    report.to_html(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count(' class="fail"><th>') == len(report.survivors)
+    assert f"<th>{where}</th>" in page
 
 
-def test_a_mutant_runs_although_everything_has_been_traced():
+def test_the_prover_kills_although_everything_has_been_traced():
     jax.grad(lambda x: jitted(x, ARGS[1]).sum())(ARGS[0])
     verify.assert_gradients(jitted, *ARGS)
     kept, folder = affine_backward.__code__, jax.config.jax_compilation_cache_dir
-    report = mutate.run(jitted, [ARGS], rules=[affine_backward], sample=10)
+    report = mutate.run(jitted, [ARGS], rules=[affine_backward], sample=6)
     assert report.count("killed") >= 3, report
+    assert all("WRONG" in mutant.detail for mutant in report.mutants if mutant.state == "killed")
     assert affine_backward.__code__ is kept
     verify.assert_gradients(jitted, *ARGS)  # and no trace of a mutant is left
     assert jax.config.jax_compilation_cache_dir == folder
@@ -318,18 +309,8 @@ def test_a_check_that_fails_on_the_right_function_or_never_runs_it():
         mutate.mutate([affine_backward], [wrong])
     with pytest.raises(ValueError, match="no check runs affine_backward: its mutants would all survive"):
         mutate.run(jnp.sin, [(ARGS[0],)], rules=[affine_backward])
-    with pytest.raises(ValueError, match="finds no custom_vjp or custom_jvp rule written in Python in sin"):
+    with pytest.raises(ValueError, match=r"no derivative rule in sin: .*name the functions of its backward pass"):
         mutate.run(jnp.sin, [(ARGS[0],)])
-
-
-def test_a_check_that_raises_an_assertion_kills():
-    def check():
-        gradient = jax.grad(lambda x: affine(x, ARGS[1]).sum())(ARGS[0])
-        np.testing.assert_allclose(gradient, right, rtol=1e-4)
-
-    right = jax.grad(lambda x: affine(x, ARGS[1]).sum())(ARGS[0])
-    report = mutate.mutate([affine_backward], [Trial(check, trial(affine, *ARGS).gradients)], sample=12, seed=1)
-    assert report.count("killed") >= 3, report
 
 
 def test_the_sample_is_the_same_for_a_seed_and_has_every_kind():
@@ -342,7 +323,7 @@ def test_the_sample_is_the_same_for_a_seed_and_has_every_kind():
     changes = [[mutant.change for mutant in report.mutants] for report in (first, again, other)]
     assert changes[0] == changes[1] != changes[2]
     assert [mutant.line for mutant in first.mutants] == sorted(mutant.line for mutant in first.mutants)
-    assert len({change.split(", ")[1].split(":")[0] for change in changes[0]}) >= 8
+    assert len({change.split(":")[0] for change in changes[0]}) >= 8
     assert seen == [(n, 9) for n in range(1, 10)] * 3
 
 
@@ -362,8 +343,21 @@ def test_differences_between_gradients():
     assert difference([[np.array([1.0, 2.0])]], right) == np.inf
 
 
+def test_what_is_constant_is_not_compared():
+    scaled = jax.custom_vjp(lambda x, scale: x * scale)
+    # As its author means it: nobody differentiates by the scale.
+    scaled.defvjp(lambda x, scale: (x * scale, scale), lambda scale, dy: (dy * scale, jnp.zeros(())))
+    options = {"constant": ["scale"], "hand_written": lambda x, scale: (jnp.full_like(x, scale), jnp.zeros(()))}
+    made = trial(lambda x, scale: scaled(x, scale).sum(), ARGS[0], 3.0, **options)
+    assert made.check().ok
+    (leaves,) = made.gradients([0])
+    assert [leaf.shape for leaf in leaves] == [(4, 4), (4, 4)]  # dx of autodiff, and by hand
+    np.testing.assert_allclose(leaves[1], 3.0)
+
+
 def test_the_rules_of_a_function():
     assert rules_of(affine) == [affine_backward]
+    assert rules_of(jnp.sin, affine_backward) == [affine_backward]  # a gradient stated by hand
     assert affine_backward in rules_of(lambda x: jitted(x, ARGS[1]))
     assert rules_of(jnp.sin) == rules_of(sign) == []
     names = [rule.__name__ for rule in rules_of(activations.tanh)]
