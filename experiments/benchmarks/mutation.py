@@ -118,7 +118,9 @@ def of_softmax(name: str) -> Target:
 
         def by_jacobian(x: jax.Array) -> tuple[jax.Array]:
             rows = jnp.moveaxis(dy.astype(x.dtype), axis, -1)
-            return (jnp.moveaxis(jnp.einsum("ri,rij->rj", rows, activations.derivative(along)(x)), -1, axis),)
+            return (
+                jnp.moveaxis(jnp.einsum("...i,...ij->...j", rows, activations.derivative(along)(x)), -1, axis),
+            )
 
         return [trial(total, x, hand_written=by_pullback), trial(total, x, hand_written=by_jacobian)]
 

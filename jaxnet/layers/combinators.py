@@ -4,6 +4,7 @@ With these four a network's hand-derived gradient costs no code beyond its parts
 of its own, split from the network's.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -150,15 +151,15 @@ def repeat(layer: Layer, times: int) -> Layer:
             return layer.vjp(at[0], x, key=at[1])
 
         y, pullbacks = jax.lax.scan(body, x, (params, keys_of(key)), length=times)
-        return y, Partial(_repeat_pullback, pullbacks)
+        return y, Partial(partial(_repeat_pullback, times), pullbacks)
 
     return Layer(init, apply, vjp)
 
 
-def _repeat_pullback(pullbacks: Any, dy: Array) -> tuple[Params, Array]:
+def _repeat_pullback(times: int, pullbacks: Any, dy: Array) -> tuple[Params, Array]:
     def body(dx: Array, pullback: Any) -> tuple[Array, Params]:
         dp, dx = pullback(dx)
         return dx, dp
 
-    dx, dparams = jax.lax.scan(body, dy, pullbacks, reverse=True)
+    dx, dparams = jax.lax.scan(body, dy, pullbacks, length=times, reverse=True)
     return dparams, dx

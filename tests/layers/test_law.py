@@ -31,6 +31,7 @@ LAYERS = {
     "parallel along the batch": parallel(dense(2), dense(2), axis=0),
     "parallel added": parallel(dense(3), dense(3), dense(3, activation="softplus"), combine="add"),
     "repeat": repeat(dense(4, activation="tanh"), 3),
+    "repeat of dropout": repeat(dropout(0.3), 2),
     "repeat with dropout": repeat(serial(dense(4), dropout(0.3)), 2),
     "nested": serial(
         residual(repeat(serial(dense(4, activation="gelu"), dropout(0.2)), 2), dense(4)),
