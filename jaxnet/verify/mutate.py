@@ -118,7 +118,7 @@ def mutate(
             pass on it as it is.
     """
     began = time.perf_counter()
-    targets = [_target(function) for function in functions]
+    targets = _targets(functions)
     with programs_kept():
         ran = _runs(targets, trials)
         right = functools.cache(lambda: [each.gradients(_DRAWS) for each in trials])  # only if they are needed
@@ -131,7 +131,7 @@ def mutate(
             (target, mutation)
             for target, runs in zip(targets, ran, strict=True)
             if runs
-            for mutation in mutations(target.function, target.inside)
+            for mutation in mutations(target.functions[0], target.inside)
         ]
         if not every:
             names = ", ".join(target.name for target in targets)
@@ -149,22 +149,30 @@ def mutate(
 
 
 class _Target(NamedTuple):
-    function: Any  # a FunctionType, which a field may not be: mypy would take it for a method
+    functions: Sequence[
+        FunctionType
+    ]  # of one source: a factory's closures, in each of which another branch is dead
     inside: str | None
     name: str
 
 
-def _target(function: Any) -> _Target:
-    outer, inside = function if isinstance(function, tuple) else (function, None)
-    plain = plain_function(outer)
-    return _Target(plain, inside, plain.__qualname__ if inside is None else f"{plain.__qualname__}.{inside}")
+def _targets(functions: Sequence[Any]) -> list[_Target]:
+    groups: dict[Any, list[FunctionType]] = {}
+    for function in functions:
+        outer, inside = function if isinstance(function, tuple) else (function, None)
+        plain = plain_function(outer)
+        groups.setdefault((id(plain.__code__), inside), []).append(plain)
+    return [
+        _Target(group, inside, ".".join([group[0].__qualname__, *([inside] if inside else [])]))
+        for (_, inside), group in groups.items()
+    ]
 
 
 def _runs(targets: Sequence[_Target], trials: Sequence[Trial]) -> list[bool]:
     """Whether the trials run each target; their checks must pass on the functions as they are."""
     ran: list[bool] = []
     for target in targets:
-        with in_place(target.function, unchanged(target.function, target.inside)) as mark:
+        with in_place(target.functions, unchanged(target.functions[0], target.inside)) as mark:
             for each in trials:
                 if ran and mark.reached:
                     break  # the checks have passed for the first target, and this one runs
@@ -179,16 +187,16 @@ def _fate(
     target: _Target, mutation: Mutation, trials: Sequence[Trial], right: Callable[[], list[Gradients]]
 ) -> Mutant:
     began = time.perf_counter()
-    with in_place(target.function, mutation.code) as mark:
+    with in_place(target.functions, mutation.code) as mark:
         state, detail = _checked(trials)
     if state != "invalid" and not mark.reached:
         state, detail = "survived", "no check runs this place: give a case that does"
     elif state == "survived":
         expected = right()
-        with in_place(target.function, mutation.code):
+        with in_place(target.functions, mutation.code):
             state, detail = _compared(trials, expected, detail)
     seconds = time.perf_counter() - began
-    return Mutant(_file(target.function), mutation.line, target.name, str(mutation), state, detail, seconds)
+    return Mutant(_file(target.functions[0]), mutation.line, target.name, str(mutation), state, detail, seconds)
 
 
 def _file(function: FunctionType) -> str:

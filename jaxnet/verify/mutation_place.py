@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any
@@ -22,17 +22,19 @@ _serial = itertools.count(1)
 
 
 @contextlib.contextmanager
-def in_place(function: FunctionType, code: CodeType) -> Iterator["Mark"]:
-    """`code` as the code of `function`, for everybody who holds it; nothing that was traced before is used."""
-    kept, mark = function.__code__, Mark()
-    function.__globals__[MARK] = mark
-    function.__code__ = code
+def in_place(functions: Sequence[FunctionType], code: CodeType) -> Iterator["Mark"]:
+    """`code` as that of functions that share theirs, for whoever holds them; nothing traced before is used."""
+    kept, names, mark = functions[0].__code__, functions[0].__globals__, Mark()
+    names[MARK] = mark
+    for function in functions:
+        function.__code__ = code
     try:
         with _mutant(next(_serial)):
             yield mark
     finally:
-        function.__code__ = kept
-        del function.__globals__[MARK]
+        for function in functions:
+            function.__code__ = kept
+        del names[MARK]
 
 
 @contextlib.contextmanager

@@ -141,7 +141,7 @@ def test_signatures_docstrings_and_messages_stay():
 
 def applied(function: Any, words: str, *args: Any) -> Any:
     (mutation,) = (m for m in mutants.mutations(function) if f"{m.before}->{m.after}" == words)
-    with in_place(function, mutation.code) as mark:
+    with in_place([function], mutation.code) as mark:
         value = function(*args)
     assert mark.reached
     return value
@@ -204,7 +204,7 @@ def test_closures_lambdas_and_nested_functions():
     only = mutants.mutations(make, "second")
     assert {m.before for m in only} == {"x * k"}
     (mutation,) = (m for m in only if m.after == "x")
-    with in_place(make, mutation.code) as mark:
+    with in_place([make], mutation.code) as mark:
         first, second = make(3.0)
         assert (first(2.0), mark.reached) == (5.0, False)
         assert (second(2.0), mark.reached) == (2.0, True)
@@ -244,22 +244,23 @@ jitted = jax.jit(affine)
 ARGS = draw(0, 4, 4), draw(1, 4, 4)
 
 
-def looks_at(weights):
-    """A trial that is quicker than the prover: the gradients under one cotangent, so far as `weights` go."""
-    dy = draw(2, 4, 4)
+def quick(fn, *args, looks_at=None):
+    """A trial that is quicker than the prover: the gradients under one cotangent, or those it looks at."""
 
     def gradients():
-        return [w * g for w, g in zip(weights, jax.vjp(affine, *ARGS)[1](dy), strict=True)]
+        y, pullback = jax.vjp(fn, *args)
+        return pullback(draw(2, *y.shape))[:looks_at]
 
     def check():
-        np.testing.assert_allclose(gradients(), right, rtol=1e-4, atol=1e-4)
+        for found, expected in zip(gradients(), right, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
     right = gradients()
-    return Trial(check, trial(affine, *ARGS).gradients)
+    return Trial(check, trial(fn, *args).gradients)
 
 
 def test_what_becomes_of_a_mutant():
-    report = mutate.mutate([affine_backward], [looks_at((1.0, 1.0))])
+    report = mutate.mutate([affine_backward], [quick(affine, *ARGS)])
     states = {mutant.change: mutant.state for mutant in report.mutants}
     for change, state in {
         "sign: `1 - y * y` became `1 + y * y`": "killed",
@@ -277,7 +278,7 @@ def test_what_becomes_of_a_mutant():
 
 
 def test_a_blind_check_lets_survive_and_the_report_says_so(tmp_path):
-    report = mutate.mutate([affine_backward], [looks_at((0.0, 0.0))], title="blind", sample=6)
+    report = mutate.mutate([affine_backward], [quick(affine, *ARGS, looks_at=0)], title="blind", sample=6)
     assert report.count("killed") == 0
     assert report.survivors
     assert any("its gradients differ by" in mutant.detail for mutant in report.survivors)
@@ -341,6 +342,23 @@ def test_differences_between_gradients():
     assert difference([[np.array([1.0, 2.5, 7.0])]], right) == 0.25
     assert difference([[np.array([np.nan, 2.0, 7.0])]], right) == np.inf
     assert difference([[np.array([1.0, 2.0])]], right) == np.inf
+
+
+def test_closures_of_one_source_are_mutated_together():
+    def make(negates):
+        f = jax.custom_vjp(lambda x: -x if negates else x)
+
+        def backward(_, dy):
+            return (-dy if negates else dy,)
+
+        f.defvjp(lambda x: (f(x), None), backward)
+        return f, backward
+
+    (minus, one), (plus, other) = make(True), make(False)
+    report = mutate.mutate([one, other], [quick(lambda x: minus(x) + plus(x * x), ARGS[0])])
+    fates = {mutant.change: mutant.state for mutant in report.mutants}
+    assert fates["branch: `negates` became `True`"] == fates["branch: `negates` became `False`"] == "killed"
+    assert report.ok, report
 
 
 def test_what_is_constant_is_not_compared():
