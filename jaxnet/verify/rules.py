@@ -17,6 +17,8 @@ RULES = {"custom_jvp_call", "custom_vjp_call"}
 # Calls that say only how to compile or store what they hold: evaluated in place.
 _INLINED = RULES | {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"}
 
+_MOVES = {"broadcast_in_dim", "concatenate", "reshape", "slice", "split", "squeeze", "transpose"}
+
 
 def equations(jaxpr: Any) -> Iterator[Any]:
     """Every equation of a jaxpr, those of the jaxprs inside it too."""
@@ -89,19 +91,20 @@ def longest_sum(jaxpr: Any) -> int:
 def work(jaxpr: Any) -> tuple[int, int]:
     """Numbers of elements calculated by loops that the compiler writes, and of operations.
 
-    A product of matrices is a library's, but not one with batches, nor a convolution in float64.
+    Products of matrices are a library's, but not of a matrix and a vector in batches, nor convolutions in
+    float64. What only moves elements takes the memory's time.
     """
     elements, operations = 0, 0
     for eqn in jaxpr.eqns:
         name, params = eqn.primitive.name, eqn.params
         sizes = [int(np.prod(getattr(v.aval, "shape", ()))) for v in (*eqn.invars, *eqn.outvars)] or [1]
-        each = max(sizes)
+        each = 0 if name in _MOVES else max(sizes)
         if name == "conv_general_dilated":
             kernel = eqn.invars[1].aval.shape
             each = sizes[-1] * (sizes[1] // max(1, kernel[params["dimension_numbers"].rhs_spec[0]]))
-        elif name == "dot_general" and params["dimension_numbers"][1][0]:
-            contracted = [eqn.invars[0].aval.shape[i] for i in params["dimension_numbers"][0][0]]
-            each = sizes[-1] * int(np.prod(contracted))
+        elif name == "dot_general":
+            _, (batch, _) = params["dimension_numbers"]
+            each = max(sizes) if batch and sizes[-1] <= min(sizes[:2]) else 0
         elif "window_dimensions" in params:
             each *= int(np.prod(params["window_dimensions"]))
         held = [work(j) for j in inner(eqn)]
