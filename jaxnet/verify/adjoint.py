@@ -60,8 +60,8 @@ def _transposed(problem: Problem, rounding: Rounding, name: str, forward: Progra
     """
     assert problem.own is not None
     point, w, extra = problem.point, problem.weights, problem.extra(problem.point)
-    table = differences.directions(problem.arguments.leaves, point, problem.seed)
-    y, gradient = problem.own(point, w, extra)
+    table = problem.table
+    y, gradient = problem.pulled(problem.own, point)
     unseen = 16 * problem.eps * float(np.abs(w * y).sum())
 
     def off(u: np.ndarray) -> float:
@@ -97,8 +97,9 @@ def linearity(problem: Problem, rounding: Rounding) -> WitnessReport:
     rng = np.random.default_rng((problem.seed + 1) & 0xFFFFFFFF)
     w, extra = problem.weights, problem.extra(problem.point)
     other = w * rng.uniform(-2, 2, w.shape)
-    dy, dother, minus, five, both, zero = (
-        program(problem.point, cotangent, extra)[1] for cotangent in (w, other, -2 * w, 5 * w, w + other, 0 * w)
+    dy = problem.pulled(program, problem.point)[1]
+    dother, minus, five, both, zero = (
+        program(problem.point, cotangent, extra)[1] for cotangent in (other, -2 * w, 5 * w, w + other, 0 * w)
     )
     if not np.isfinite(dy).all():
         return WitnessReport(name, "not taken", "the gradient is not finite")
@@ -118,7 +119,7 @@ def linearity(problem: Problem, rounding: Rounding) -> WitnessReport:
 def _linear_tangent(problem: Problem) -> WitnessReport:
     """The same of the pushforward u ↦ J·u, where there is no pullback."""
     point, extra = problem.point, problem.extra(problem.point)
-    u = differences.directions(problem.arguments.leaves, point, problem.seed)[0]
+    u = problem.table[0]
     forward = problem.forward_mode.get(problem.outputs, (point, u, extra), problem.promoted)
     dy = forward(point, u, extra)
     allowed = problem.floor * 5 * np.abs(dy).max()

@@ -113,7 +113,8 @@ class Examination:
 def examine(problem: Problem, point: np.ndarray, rounding: Rounding, chosen: list[int]) -> Examination:
     """Judge the `chosen` leaves at `point`; `rounding` is how exactly φ and its gradient are known there."""
     gradients = {road: gradient(point) for road, gradient in problem.roads.items()}
-    table = differences.directions(problem.arguments.leaves, point, problem.seed)
+    here = point is problem.point
+    table = problem.table if here else differences.directions(problem.arguments.leaves, point, problem.seed)
     seen = Examination(problem, point, rounding, gradients, table)
     groups = _groups(seen, chosen)
     spare = affordable_lines(problem) - len(ALONG) * len(groups)

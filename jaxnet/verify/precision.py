@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnet.verify import roads
-from jaxnet.verify.differences import DIRECTIONS, directions, join, within
+from jaxnet.verify.differences import DIRECTIONS, join, within
 from jaxnet.verify.problem import Problem, Rounding
 from jaxnet.verify.report import Worst
 from jaxnet.verify.roads import HAND, OWN, REFERENCE
@@ -67,16 +67,16 @@ def rounding(problem: Problem) -> Rounding:
 
     Reference: J. Moré and S. Wild, "Estimating computational noise", SIAM J. Sci. Comput. 33 (2011).
     """
-    value = _noise(problem)
+    value, points = _noise(problem), perturbed(problem, problem.eps, 3)
     if problem.forward is not None:
         centre = problem.forward(problem.point)
-        values = [problem.forward(point) for point in perturbed(problem, problem.eps, 3)]
+        values = [problem.forward(point) for point in points]
         value = max(value, float(np.nan_to_num(np.abs(np.array(values) - centre), posinf=0).max()))
-    return Rounding(value, _gradient_rounding(problem))
+    return Rounding(value, _gradient_rounding(problem, points))
 
 
-def _gradient_rounding(problem: Problem) -> np.ndarray:
-    changes = np.abs(_changes(problem, problem.point, problem.eps, 3)).max(axis=0)
+def _gradient_rounding(problem: Problem, points: Sequence[np.ndarray]) -> np.ndarray:
+    changes = np.abs(_changes(problem, problem.point, points)).max(axis=0)
     return np.maximum(changes, _gradient_noise(problem))
 
 
@@ -85,7 +85,7 @@ def _noise(problem: Problem) -> float:
 
     Along one line the steps can happen to be a whole number of the last digit, and all be rounded alike.
     """
-    table, size = directions(problem.arguments.leaves, problem.point, problem.seed), problem.point.size
+    table, size = problem.table, problem.point.size
     rows = list(range(DIRECTIONS)) if size < _MANY else [2]
     probes = join(*(within([0], row, [0], [size]) for row in rows))
     least = np.inf
@@ -107,7 +107,7 @@ def _gradient_noise(problem: Problem) -> np.ndarray:
     gradient = _first_road(problem)
     if gradient is None or problem.point.size > _MANY:
         return np.zeros_like(problem.point)
-    u = directions(problem.arguments.leaves, problem.point, problem.seed)[2]
+    u = problem.table[2]
     least = np.full_like(problem.point, np.inf)
     for step in _steps(problem):
         values = np.stack([gradient(problem.point + step * k * u) for k in range(1, 8)])
@@ -144,8 +144,11 @@ def own_dtype(
     if problem.plain is not None and problem.own is not None and problem.plain is not problem.own:
         # What the plain function rounds is excused, what only its rule rounds is not.
         problem = replace(problem, own=None)
-        rounding = Rounding(rounding.value, np.minimum(rounding.gradient, _gradient_rounding(problem)))
-    changes = _changes(problem, point, problem.own_eps / 2, 4)
+        rounding = Rounding(
+            rounding.value,
+            np.minimum(rounding.gradient, _gradient_rounding(problem, perturbed(problem, problem.eps, 3))),
+        )
+    changes = _changes(problem, point, perturbed(problem, problem.own_eps / 2, 4, point))
     found = _compare(problem, taken, gradients, rounding, changes, point)
     if problem.random and not all(own.ok for own in found.values()):
         # Random numbers may depend on the default dtype: draw those that float64 drew.
@@ -216,14 +219,14 @@ def perturbed(problem: Problem, amount: float, draws: int, at: np.ndarray | None
     return [(problem.point if at is None else at) * (1 + amount * row) for row in signs]
 
 
-def _changes(problem: Problem, at: np.ndarray, amount: float, draws: int) -> np.ndarray:
-    """Changes of the gradient under relative perturbations of `amount`, a row per draw."""
+def _changes(problem: Problem, at: np.ndarray, points: Sequence[np.ndarray]) -> np.ndarray:
+    """Changes of the gradient from `at` to each of `points`, a row each."""
     gradient = _first_road(problem)
     if gradient is None:
-        return np.zeros((draws, problem.point.size))
+        return np.zeros((len(points), problem.point.size))
     centre = gradient(at)
     with np.errstate(invalid="ignore"):
-        rows = np.stack([gradient(point) - centre for point in perturbed(problem, amount, draws, at)])
+        rows = np.stack([gradient(point) - centre for point in points])
     return np.nan_to_num(rows, posinf=0.0, neginf=0.0)
 
 

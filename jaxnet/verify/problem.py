@@ -6,6 +6,7 @@ output and a random cotangent for any other.
 
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnet.verify import complex_step, frozen, roads, rules
-from jaxnet.verify.differences import Lines
+from jaxnet.verify.differences import Lines, directions
 from jaxnet.verify.leaves import Arguments, float_leaves, take_apart
 from jaxnet.verify.roads import (
     HAND,
@@ -130,6 +131,7 @@ class Problem:
     extra: Callable[[np.ndarray], Any] = nothing
     line_extra: Callable[[np.ndarray], Any] = nothing
     inner: Callable[[np.ndarray], Any] = nothing  # of the second order: what the first depended on
+    _pulled: dict[tuple[int, int], Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def floor(self) -> float:
@@ -155,6 +157,11 @@ class Problem:
     def stops(self) -> bool:
         """Whether the function has a stop_gradient."""
         return self.closed is not None and frozen.has_stops(self.closed.jaxpr)
+
+    @functools.cached_property
+    def table(self) -> np.ndarray:
+        """The directions at the point."""
+        return directions(self.arguments.leaves, self.point, self.seed)
 
     @functools.cached_property
     def longest_sum(self) -> int:
@@ -183,14 +190,22 @@ class Problem:
             found[HAND] = self.hand
         return found
 
+    def pulled(self, program: Program, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The outputs and their gradient at `v` by a program, calculated once while `v` exists."""
+        key = id(program), id(v)
+        if key not in self._pulled:
+            self._pulled[key] = program(v, self.weights, self.extra(v))
+            weakref.finalize(v, self._pulled.pop, key, None)
+        return self._pulled[key]
+
     def _gradient_by(self, program: Program) -> Gradient:
-        return lambda v: program(v, self.weights, self.extra(v))[1]
+        return lambda v: self.pulled(program, v)[1]
 
     @property
     def forward(self) -> Callable[[np.ndarray], float] | None:
         """φ as the forward pass under jax.grad returns it."""
         own = self.own
-        return None if own is None else lambda v: float(self.weights @ own(v, self.weights, self.extra(v))[0])
+        return None if own is None else lambda v: float(self.weights @ self.pulled(own, v)[0])
 
     def seeded(self, seed: int) -> "Problem":
         """The same problem with another seed, and nothing compiled anew."""
