@@ -227,7 +227,7 @@ def _changes(problem: Problem, at: np.ndarray, points: Sequence[np.ndarray]) -> 
     centre = gradient(at)
     with np.errstate(invalid="ignore"):
         rows = np.stack([gradient(point) - centre for point in points])
-    return np.nan_to_num(rows, posinf=0.0, neginf=0.0)
+    return np.nan_to_num(rows, copy=False, posinf=0.0, neginf=0.0)
 
 
 def _first_road(problem: Problem) -> roads.Gradient | None:

@@ -247,4 +247,4 @@ def _arrays(args: Sequence[Any]) -> list[Any]:
 
 def _wide(value: Any) -> np.ndarray:
     array = np.asarray(value)
-    return array.astype(np.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
+    return array.astype(np.float64, copy=False) if jnp.issubdtype(array.dtype, jnp.floating) else array
