@@ -215,7 +215,7 @@ def _own(
 def perturbed(problem: Problem, amount: float, draws: int, at: np.ndarray | None = None) -> list[np.ndarray]:
     """Points whose elements differ from the point's by `amount` of themselves, up or down at random."""
     rng = np.random.default_rng(problem.seed & 0xFFFFFFFF)
-    signs = rng.choice([-1.0, 1.0], (draws, problem.point.size))
+    signs = 2 * rng.integers(0, 2, (draws, problem.point.size), np.int8) - 1
     return [(problem.point if at is None else at) * (1 + amount * row) for row in signs]
 
 
