@@ -79,14 +79,16 @@ def layer_trial(make: Callable[[], LayerLike], key: Any, x: Any, *, training_key
 def _pulled_back(call: Callable[[Sequence[Any]], Any], arrays: Sequence[Any], key: Any, order: int = 1) -> Any:
     """The gradients of Σ ⟨w, call⟩ under random w, for `order` 2 also those of Σ ⟨w, gradients⟩."""
 
+    keys = jax.random.split(key)
+
     def first(arrays: Sequence[Any]) -> list[Any]:
         outputs, pullback = jax.vjp(lambda given: float_leaves(call(given)), arrays)
-        return list(pullback([_normal(jax.random.fold_in(key, i), y) for i, y in enumerate(outputs)])[0])
+        return list(pullback([_normal(jax.random.fold_in(keys[0], i), y) for i, y in enumerate(outputs)])[0])
 
     if order == 1:
         return first(arrays)
     gradients, pullback = jax.vjp(first, arrays)
-    return gradients, pullback([_normal(jax.random.fold_in(key, -1 - i), g) for i, g in enumerate(gradients)])
+    return gradients, pullback([_normal(jax.random.fold_in(keys[1], i), g) for i, g in enumerate(gradients)])
 
 
 def _normal(key: Any, like: Any) -> Any:

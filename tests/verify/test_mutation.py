@@ -373,6 +373,12 @@ def test_what_is_constant_is_not_compared():
     np.testing.assert_allclose(leaves[1], 3.0)
 
 
+def test_the_second_order_is_compared_too():
+    (leaves,) = trial(lambda x: (x**3).sum(), ARGS[0], order=2).gradients([0])
+    assert len(leaves) == 2
+    assert (leaves[1] != leaves[0]).all()
+
+
 def test_the_rules_of_a_function():
     assert rules_of(affine) == [affine_backward]
     assert rules_of(jnp.sin, affine_backward) == [affine_backward]  # a gradient stated by hand
