@@ -130,15 +130,18 @@ def _linear_tangent(problem: Problem) -> WitnessReport:
     return WitnessReport("linearity", "pass", "the tangent is linear in its argument")
 
 
-def allowance(problem: Problem, rounding: Rounding, gradients: list[np.ndarray]) -> np.ndarray:
+def allowance(
+    problem: Problem, rounding: Rounding, gradients: list[np.ndarray], floor: float | None = None
+) -> np.ndarray:
     """What two computations of one gradient may differ by, per element.
 
     The floor on the scale of the leaf's largest element, and the rounding that the gradient shows itself.
     """
+    floor = problem.floor if floor is None else floor
     allowed = 16 * rounding.gradient + problem.options.atol
     for leaf in problem.arguments.leaves:
         sizes = [np.abs(np.nan_to_num(g[leaf.part], posinf=0, neginf=0)).max() for g in gradients]
-        allowed[leaf.part] += problem.floor * max(sizes) + 16 * rounding.gradient[leaf.part].max()
+        allowed[leaf.part] += floor * max(sizes) + 16 * rounding.gradient[leaf.part].max()
     return allowed
 
 

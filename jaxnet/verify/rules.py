@@ -50,6 +50,12 @@ def narrowest(jaxpr: Any) -> float:
     return eps
 
 
+def coarsest(jaxpr: Any) -> float:
+    """The largest machine epsilon of a float that is calculated in `jaxpr`, from data in a narrow dtype too."""
+    dtypes = {v.aval.dtype for eqn in equations(jaxpr) for v in eqn.outvars if hasattr(v.aval, "dtype")}
+    return max((float(jnp.finfo(d).eps) for d in dtypes if jnp.issubdtype(d, jnp.inexact)), default=0.0)
+
+
 def narrowest_of(jaxprs: Sequence[Any]) -> float:
     """The largest machine epsilon to which any of them rounds; None stands for one that is unknown."""
     return max((narrowest(jaxpr) for jaxpr in jaxprs if jaxpr is not None), default=0.0)
