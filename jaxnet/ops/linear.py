@@ -100,7 +100,7 @@ def forward(
 ) -> tuple[Float[Array, "... O"], Residuals]:
     """y = f(x W + b)."""
     relu = activation is activations.relu
-    z = _product(_Product(implementation, relu=relu), x, weight, bias)
+    z = _product(_Product(implementation, relu=relu), x, weight, None, bias)
     if activation is None or relu:
         return z.astype(x.dtype), Residuals(x, weight, bias, z if relu else None)
     return activation(z).astype(x.dtype), Residuals(x, weight, bias, z)
@@ -115,18 +115,19 @@ def backward(
 ) -> tuple[Float[Array, "... I"], Float[Array, "I O"], Float[Array, " O"] | None]:
     """dz = f′(z) ⊙ dy,  dx = dz Wᵀ,  dW = xᵀ dz,  db = Σ dz."""
     x, weight, bias, z = residuals
-    wide_dy = dy.astype(accumulation_dtype(x.dtype))
-    dz = wide_dy if activation is None else activations.pullback(activation)(z, wide_dy)
+    relu = activation is activations.relu
+    dz = dy.astype(accumulation_dtype(x.dtype))
+    if activation is not None and not relu:
+        dz = activations.pullback(activation)(z, dz)
     if x.dtype != dz.dtype:
         implementation = "xla"  # as the forward pass: no kernel takes half precision
+    # relu's dz = [y > 0] ⊙ dy isn't stored: each product makes it as it reads dy.
+    y = z if relu else None
     # Sums over a sharded axis can lie on the devices in several ways: a gradient lies as its argument does.
     to_x = _Product(implementation, transpose_b=True, sharding=jax.typeof(x).sharding)
-    relu = activation is activations.relu
-    to_weight = _Product(implementation, relu=relu, sharding=jax.typeof(weight).sharding)
-    dx = _product(to_x, dz, weight.astype(dz.dtype), None)
-    # The kernel makes relu's dz anew as it reads dy: a dz of its own is only stored if dx is needed.
-    pair = (wide_dy, z) if relu else (dz, None)
-    dweight, dbias = _gradients(to_weight, x.astype(dz.dtype), *pair)
+    to_weight = _Product(implementation, sharding=jax.typeof(weight).sharding)
+    dx = _product(to_x, dz, weight.astype(dz.dtype), y, None)
+    dweight, dbias = _gradients(to_weight, x.astype(dz.dtype), dz, y)
     return _like(dx, x), _like(dweight, weight), None if bias is None else _like(dbias, bias)
 
 
@@ -140,26 +141,26 @@ class _Product(NamedTuple):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _product(which: _Product, a: Array, b: Array, bias: Array | None) -> Array:
-    """f(a op(b) + bias), f the identity or relu."""
+def _product(which: _Product, a: Array, b: Array, y: Array | None, bias: Array | None) -> Array:
+    """f(a′ op(b) + bias), f the identity or relu, a′ = a or, if the y of a relu is given, [y > 0] ⊙ a."""
     kernel = partial(cpu.product, transpose_b=which.transpose_b, relu=which.relu)
-    sizes = math.prod(a.shape[:-1]), *(b.shape[::-1] if which.transpose_b else b.shape)
-    return _choose(which, partial(_xla_product, which), kernel, sizes, a, b, bias)
+    sizes = math.prod(a.shape[:-1]), *b.shape
+    return _choose(which, partial(_xla_product, which), kernel, sizes, a, b, y, bias)
 
 
 @_product.defjvp
 def _product_jvp(which: _Product, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     """Derivatives of second and higher order: in forward and in reverse mode, hence by XLA."""
-    (a, b, bias), (da, db, dbias) = primals, tangents
+    (a, b, y, bias), (da, db, _, dbias) = primals, tangents
     linear = which._replace(relu=False)
-    dz = _xla_product(linear, da, b, dbias) + _xla_product(linear, a, db, None)
-    c = _product(which, a, b, bias)
-    return c, activations.pullback("relu")(c, dz) if which.relu else dz
+    dz = _xla_product(linear, da, b, y, dbias) + _xla_product(linear, a, db, y, None)
+    c = _product(which, a, b, y, bias)
+    return c, _masked(dz, c if which.relu else None)
 
 
-def _xla_product(which: _Product, a: Array, b: Array, bias: Array | None) -> Array:
+def _xla_product(which: _Product, a: Array, b: Array, y: Array | None, bias: Array | None) -> Array:
     dtype = accumulation_dtype(a.dtype)
-    b = b.T if which.transpose_b else b
+    a, b = _masked(a, y), b.T if which.transpose_b else b
     z = jnp.matmul(a, b, preferred_element_type=dtype, out_sharding=which.sharding)
     z = z if bias is None else z + jnp.broadcast_to(bias.astype(dtype), z.shape)
     return activations.relu(z) if which.relu else z
@@ -167,24 +168,28 @@ def _xla_product(which: _Product, a: Array, b: Array, bias: Array | None) -> Arr
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _gradients(which: _Product, x: Array, dy: Array, y: Array | None) -> tuple[Array, Array]:
-    """dW = xᵀ dz,  db = Σ dz,  with dz = dy or, for relu, [y > 0] ⊙ dy."""
+    """dW = xᵀ dz,  db = Σ dz,  dz = dy or, if the y of a relu is given, [y > 0] ⊙ dy."""
     sizes = x.shape[-1], math.prod(x.shape[:-1]), dy.shape[-1]
     return _choose(which, partial(_xla_gradients, which), cpu.gradients, sizes, x, dy, y)
 
 
 @_gradients.defjvp
 def _gradients_jvp(which: _Product, primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
-    """As for `_product`; relu's second derivative is zero."""
+    """As for `_product`."""
     (x, dy, y), (tangent_x, tangent_dy, _) = primals, tangents
     dweight, dbias = _xla_gradients(which, x, tangent_dy, y)
     return _gradients(which, x, dy, y), (dweight + _xla_gradients(which, tangent_x, dy, y)[0], dbias)
 
 
 def _xla_gradients(which: _Product, x: Array, dy: Array, y: Array | None) -> tuple[Array, Array]:
-    dz = activations.pullback("relu")(y, dy) if which.relu else dy
-    leading = tuple(range(x.ndim - 1))
+    dz, leading = _masked(dy, y), tuple(range(x.ndim - 1))
     sums = (leading, leading), ((), ())
     return jax.lax.dot_general(x, dz, sums, out_sharding=which.sharding), jnp.sum(dz, leading)
+
+
+def _masked(dy: Array, y: Array | None) -> Array:
+    """[y > 0] ⊙ dy, which doesn't vary with y: relu has no second derivative."""
+    return dy if y is None else activations.pullback("relu")(y, dy)
 
 
 def _choose(

@@ -19,25 +19,39 @@ int64_t batch_of(const ffi::AnyBuffer& c) {
 // An axis counted from the last.
 int64_t axis(const ffi::AnyBuffer& x, size_t from_last) { return x.dimensions()[x.dimensions().size() - from_last]; }
 
+// The `i`-th of the arguments that may be missing; null if it is.
 template <typename T>
-void run_product(ffi::ThreadPool& pool, const ffi::AnyBuffer& a, const ffi::AnyBuffer& b, const void* bias,
+const T* optional(const ffi::RemainingArgs& args, size_t i) {
+  return i < args.size() ? args.get<ffi::AnyBuffer>(i)->typed_data<T>() : nullptr;
+}
+
+template <typename T>
+const T* member(const T* data, int64_t offset) {
+  return data ? data + offset : nullptr;
+}
+
+template <typename T>
+void run_product(ffi::ThreadPool& pool, const ffi::AnyBuffer& a, const ffi::AnyBuffer& b, const T* y, const T* bias,
                  ffi::AnyBuffer& c, bool transpose_b, bool relu) {
   const int64_t rows = axis(c, 2), columns = axis(c, 1), depth = axis(a, 1), batch = batch_of(c);
   for (int64_t i = 0; i < batch; ++i) {
-    gemm::product(pool, rows, columns, depth, a.typed_data<T>() + i * rows * depth, false,
-                  b.typed_data<T>() + i * depth * columns, transpose_b,
-                  bias ? static_cast<const T*>(bias) + i * columns : nullptr, c.typed_data<T>() + i * rows * columns,
-                  {relu, nullptr, nullptr});
+    const gemm::Operand<T> left{a.typed_data<T>() + i * rows * depth, depth, true, member(y, i * rows * depth)};
+    const gemm::Operand<T> right{b.typed_data<T>() + i * depth * columns, transpose_b ? depth : columns, transpose_b};
+    T* const to = c.typed_data<T>() + i * rows * columns;
+    gemm::product<T>(pool, rows, columns, depth, left, right, member(bias, i * columns), to, relu, nullptr);
   }
 }
 
-// Arguments: a [..., rows, depth], b [..., depth, columns] or its transpose and, if there is
-// one, the bias [..., columns]. Result: c [..., rows, columns]. All have the same leading batch axes.
+// Arguments: a [..., rows, depth], b [..., depth, columns] or its transpose; if `masked`, y [..., rows, depth]; if
+// there is one, the bias [..., columns]. Result: c [..., rows, columns]. All have the same leading batch axes.
 ffi::Error product(ffi::ThreadPool pool, ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::RemainingArgs rest,
-                   ffi::Result<ffi::AnyBuffer> c, bool transpose_b, bool relu) {
-  const void* bias = rest.size() > 0 ? rest.get<ffi::AnyBuffer>(0)->untyped_data() : nullptr;
-  const auto run = c->element_type() == ffi::F64 ? run_product<double> : run_product<float>;
-  run(pool, a, b, bias, *c, transpose_b, relu);
+                   ffi::Result<ffi::AnyBuffer> c, bool transpose_b, bool relu, bool masked) {
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    const T* y = masked ? optional<T>(rest, 0) : nullptr;
+    run_product(pool, a, b, y, optional<T>(rest, masked ? 1 : 0), *c, transpose_b, relu);
+  };
+  c->element_type() == ffi::F64 ? run(0.0) : run(0.0f);
   return ffi::Error::Success();
 }
 
@@ -49,18 +63,18 @@ JAXNET_TARGET(jaxnet_product, product,
                   .RemainingArgs()
                   .Ret<ffi::AnyBuffer>()
                   .Attr<bool>("transpose_b")
-                  .Attr<bool>("relu"));
+                  .Attr<bool>("relu")
+                  .Attr<bool>("masked"));
 
 template <typename T>
-void run_gradients(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::AnyBuffer& dy, const void* y,
+void run_gradients(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::AnyBuffer& dy, const T* y,
                    ffi::AnyBuffer& dweight, ffi::AnyBuffer& dbias) {
   const int64_t rows = axis(dweight, 2), columns = axis(dweight, 1), depth = axis(x, 2), batch = batch_of(dweight);
   for (int64_t i = 0; i < batch; ++i) {
-    gemm::product<T>(pool, rows, columns, depth, x.typed_data<T>() + i * rows * depth, true,
-                     dy.typed_data<T>() + i * depth * columns, false, nullptr,
-                     dweight.typed_data<T>() + i * rows * columns,
-                     {false, y ? static_cast<const T*>(y) + i * depth * columns : nullptr,
-                      dbias.typed_data<T>() + i * columns});
+    const gemm::Operand<T> left{x.typed_data<T>() + i * rows * depth, rows, false};
+    const gemm::Operand<T> right{dy.typed_data<T>() + i * depth * columns, columns, false, member(y, i * depth * columns)};
+    gemm::product<T>(pool, rows, columns, depth, left, right, nullptr, dweight.typed_data<T>() + i * rows * columns,
+                     false, dbias.typed_data<T>() + i * columns);
   }
 }
 
@@ -68,9 +82,10 @@ void run_gradients(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::An
 // [..., in, out], db [..., out]. All have the same leading batch axes.
 ffi::Error gradients(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer dy, ffi::RemainingArgs rest,
                      ffi::Result<ffi::AnyBuffer> dweight, ffi::Result<ffi::AnyBuffer> dbias) {
-  const void* y = rest.size() > 0 ? rest.get<ffi::AnyBuffer>(0)->untyped_data() : nullptr;
-  const auto run = dweight->element_type() == ffi::F64 ? run_gradients<double> : run_gradients<float>;
-  run(pool, x, dy, y, *dweight, *dbias);
+  const auto run = [&](auto zero) {
+    run_gradients(pool, x, dy, optional<decltype(zero)>(rest, 0), *dweight, *dbias);
+  };
+  dweight->element_type() == ffi::F64 ? run(0.0) : run(0.0f);
   return ffi::Error::Success();
 }
 

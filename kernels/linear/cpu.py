@@ -33,17 +33,20 @@ def slow(rows: int, depth: int, columns: int) -> str | None:
     return f"a product of {size} multiply-adds is too small" if size < _SMALL else None
 
 
-def product(a: jax.Array, b: jax.Array, bias: jax.Array | None, *, transpose_b: bool, relu: bool) -> jax.Array:
-    """Returns f(a op(b) + bias), op the identity or the transpose, f the identity or relu.
+def product(
+    a: jax.Array, b: jax.Array, y: jax.Array | None, bias: jax.Array | None, *, transpose_b: bool, relu: bool
+) -> jax.Array:
+    """Returns f(a′ op(b) + bias), op the identity or the transpose, f the identity or relu.
 
     Args:
         a: (…, K).
         b: (K, N), with `transpose_b` (N, K).
+        y: (…, K), relu's, or None: a′ = [y > 0] ⊙ a or a.
         bias: (N,) or None.
         transpose_b: op.
         relu: f.
     """
-    c = _product(transpose_b, relu)(_rows(a), b, bias)
+    c = _product(transpose_b, relu)(_rows(a), b, None if y is None else _rows(y), bias)
     return c.reshape(*a.shape[:-1], c.shape[-1])
 
 
@@ -68,22 +71,29 @@ def _rows(x: jax.Array) -> jax.Array:
 def _product(transpose_b: bool, relu: bool) -> Callable[..., jax.Array]:
     """The product of matrices; under `jax.vmap` over the rows of `a` alone one product of all of them."""
 
-    def call(a: jax.Array, b: jax.Array, bias: jax.Array | None) -> jax.Array:
+    def call(a: jax.Array, b: jax.Array, y: jax.Array | None, bias: jax.Array | None) -> jax.Array:
         result = jax.ShapeDtypeStruct((a.shape[0], b.shape[0 if transpose_b else 1]), a.dtype)
-        args = (a, b) if bias is None else (a, b, bias)
-        options: dict[str, Any] = {"transpose_b": transpose_b, "relu": relu}
+        args = [x for x in (a, b, y, bias) if x is not None]
+        options: dict[str, Any] = {"transpose_b": transpose_b, "relu": relu, "masked": y is not None}
         return ffi.call("jaxnet_product", [result], *args, batched=True, **options)[0]
 
     product = custom_vmap(call)
 
     @product.def_vmap
     def batched(
-        size: int, is_batched: list[Any], a: jax.Array, b: jax.Array, bias: jax.Array | None
+        size: int,
+        is_batched: list[Any],
+        a: jax.Array,
+        b: jax.Array,
+        y: jax.Array | None,
+        bias: jax.Array | None,
     ) -> tuple[jax.Array, bool]:
-        if not any(is_batched[1:]):
-            c = product(a.reshape(size * a.shape[1], a.shape[2]), b, bias)
+        a_is, b_is, y_is, bias_is = is_batched
+        if not (b_is or bias_is) and (y is None or a_is == y_is):
+            left, mask = (None if x is None else x.reshape(size * x.shape[1], x.shape[2]) for x in (a, y))
+            c = product(left, b, mask, bias)
             return c.reshape(size, a.shape[1], c.shape[1]), True
-        axes = [0 if b else None for b in is_batched]
-        return jax.vmap(call, axes, axis_size=size)(a, b, bias), True
+        axes = [0 if x else None for x in is_batched]
+        return jax.vmap(call, axes, axis_size=size)(a, b, y, bias), True
 
     return product

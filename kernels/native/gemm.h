@@ -44,7 +44,7 @@ constexpr int64_t kItems = 16;             // pieces of work at least: one is th
 // Packing A costs as much as reading some tens of columns more, and threads wait for it. To so many columns it is
 // used as it lies, if its lines don't all fall into the same sets of the cache.
 constexpr int64_t kDirectColumns = 512, kDirectColumnsAliased = 32, kAliasing = 4096;
-constexpr int64_t kThreadWork = 1 << 21;    // multiply-adds that are worth waking a thread
+constexpr int64_t kThreadWork = 1 << 19;    // multiply-adds that are worth waking a thread
 
 template <typename T>
 constexpr int64_t kLanes = kVectorBytes / sizeof(T);
@@ -79,7 +79,8 @@ template <typename T>
 struct Operand {
   const T* data;
   int64_t stride;
-  bool along;  // whether a line lies contiguous in memory
+  bool along;             // whether a line lies contiguous in memory
+  const T* y = nullptr;   // if given, laid out as data: the operand is [y > 0] ⊙ data, so that NaN and infinity stay
 
   const T* at(int64_t line, int64_t k) const { return data + (along ? line * stride + k : k * stride + line); }
 };
@@ -144,6 +145,22 @@ void pack(const Operand<T>& x, int64_t line, int64_t lines, int64_t k, int64_t d
       } else {
         for (int64_t j = 0; j < steps; ++j) store(out + (d + j) * width + i, v[j]);
       }
+    }
+  }
+}
+
+// The same, with y.
+template <typename T>
+void pack_masked(const Operand<T>& x, int64_t line, int64_t lines, int64_t k, int64_t depth, int64_t width, T* out) {
+  constexpr int64_t block = 64;
+  alignas(kVectorBytes) T y[block * std::max(kColumns<T>, kWidth<T>)];
+  pack(x, line, lines, k, depth, width, out);
+  for (int64_t d = 0; x.y && d < depth; d += block, out += block * width) {
+    const int64_t steps = std::min(block, depth - d);
+    pack(Operand<T>{x.y, x.stride, x.along}, line, lines, k + d, steps, width, y);
+    for (int64_t i = 0; i < steps * width; i += kLanes<T>) {
+      const Vector<T> one = Vector<T>{} + 1;
+      store(out + i, load(out + i) * (load(y + i) > 0 ? one : Vector<T>{}));
     }
   }
 }
@@ -226,14 +243,6 @@ inline void* scratch(int64_t bytes) {
   return memory.get();
 }
 
-// What else a product computes than f(op(A) op(B) + bias); null where it doesn't.
-template <typename T>
-struct Extra {
-  bool relu = false;      // f
-  const T* y = nullptr;   // B stands for [y > 0] ⊙ B, both row-major
-  T* sums = nullptr;      // of the columns of B
-};
-
 // Rows and steps of the depth whose A is packed at once, and the numbers of its pieces of work.
 struct Region {
   int64_t row, rows, k, depth;
@@ -243,11 +252,11 @@ struct Region {
 template <typename T>
 class Product {
  public:
-  Product(int64_t rows, int64_t columns, int64_t depth, Operand<T> a, Operand<T> b, const T* bias, T* c,
-          Extra<T> extra)
-      : columns_(columns), a_(a), b_(b), bias_(bias), c_(c), extra_(extra) {
+  Product(int64_t rows, int64_t columns, int64_t depth, Operand<T> a, Operand<T> b, const T* bias, T* c, bool relu,
+          T* sums)
+      : columns_(columns), a_(a), b_(b), bias_(bias), c_(c), relu_(relu), sums_(sums) {
     const bool aliased = a.stride * static_cast<int64_t>(sizeof(T)) % kAliasing == 0;
-    pack_a_ = columns > (aliased ? kDirectColumnsAliased : kDirectColumns);
+    pack_a_ = a.y || columns > (aliased ? kDirectColumnsAliased : kDirectColumns);
     total_depth_ = depth;
     panels_ = ceil_div(columns, kColumns<T>);
     const int64_t region_rows = pack_a_ ? kRegionRows : std::max<int64_t>(1, rows);
@@ -290,8 +299,8 @@ class Product {
     while (done_.load(std::memory_order_acquire) < before) std::this_thread::yield();
     if (i < r.compute) {
       const int64_t line = (i - r.pack) * height_;
-      pack(a_, r.row + line, std::min(height_, r.rows - line), r.k, r.depth, kWidth<T>,
-           packed_ + (i - r.pack) * panel_size_);
+      pack_masked(a_, r.row + line, std::min(height_, r.rows - line), r.k, r.depth, kWidth<T>,
+                  packed_ + (i - r.pack) * panel_size_);
     } else {
       const int64_t chunk = (i - r.compute) / panels_, tiles = ceil_div(r.rows, height_);
       compute(r, chunk * tiles / chunks_, (chunk + 1) * tiles / chunks_, (i - r.compute) % panels_ * kColumns<T>);
@@ -304,7 +313,7 @@ class Product {
     constexpr int64_t n = kLanes<T>;
     const int64_t wide = std::min(kColumns<T>, columns_ - column);
     const int64_t vectors = ceil_div(wide, n), width = vectors * n;
-    const bool whole = wide == width, direct = whole && !b_.along && !extra_.y && first < last;
+    const bool whole = wide == width, direct = whole && !b_.along && !b_.y && first < last;
     alignas(kVectorBytes) T panel[kDepth * kColumns<T>];
     alignas(kVectorBytes) T edge[kRows * kColumns<T>];  // a tile that is wider than what is left of C
     alignas(kVectorBytes) T bias[kColumns<T>] = {};
@@ -312,10 +321,7 @@ class Product {
     int64_t k = r.k;
     do {
       const int64_t depth = std::min(depth_, r.k + r.depth - k);
-      if (!direct) {
-        pack(b_, column, wide, k, depth, width, panel);
-        if (extra_.y) mask(extra_.y + k * columns_ + column, wide, depth, width, panel);
-      }
+      if (!direct) pack_masked(b_, column, wide, k, depth, width, panel);
       for (int64_t t = first; t < last; ++t) {
         const int64_t row = r.row + t * height_, rows = std::min(height_, r.row + r.rows - row);
         const bool packed = !direct || t > first, along = !pack_a_ && a_.along;
@@ -329,12 +335,12 @@ class Product {
         const int64_t stride = whole ? columns_ : width;
         f(depth, a, pack_a_ ? kWidth<T> : a_.stride, packed ? panel : b_.at(column, k), b_.stride, panel,
           k > 0 ? to : bias, k > 0 ? stride : 0, to, stride, t + 1 < last ? to + height_ * stride : to);
-        if (extra_.relu && k + depth == total_depth_) relu(to, rows, stride, width);
+        if (relu_ && k + depth == total_depth_) relu(to, rows, stride, width);
         if (!whole) {
           for (int64_t i = 0; i < rows; ++i) std::copy_n(edge + i * width, wide, c + i * columns_);
         }
       }
-      if (extra_.sums && r.row == 0 && first == 0) add(panel, depth, wide, width, k > 0, extra_.sums + column);
+      if (sums_ && r.row == 0 && first == 0) add(panel, depth, wide, width, k > 0, sums_ + column);
       k += depth_;
     } while (k < r.k + r.depth);
   }
@@ -345,14 +351,6 @@ class Product {
         const Vector<T> z = load(c + i * stride + j);
         store(c + i * stride + j, z < 0 ? Vector<T>{} : z);  // NaN stays
       }
-    }
-  }
-
-  // panel ⊙ [y > 0]: a product, in which NaN and infinity stay.
-  void mask(const T* y, int64_t wide, int64_t depth, int64_t width, T* panel) const {
-    for (int64_t k = 0; k < depth; ++k, y += columns_, panel += width) {
-      JAXNET_INDEPENDENT
-      for (int64_t j = 0; j < wide; ++j) panel[j] *= static_cast<T>(y[j] > 0);
     }
   }
 
@@ -368,7 +366,8 @@ class Product {
   Operand<T> a_, b_;
   const T* bias_;
   T* c_;
-  Extra<T> extra_;
+  bool relu_;
+  T* sums_;
   bool pack_a_;
   int64_t total_depth_, panels_, height_, chunks_, depth_, panel_size_, scratch_size_;
   std::vector<Region> regions_;
@@ -376,14 +375,13 @@ class Product {
   std::atomic<int64_t> done_{0};
 };
 
-// C [rows, columns] = f(op(A) op(B) + bias); `bias` may be null.
+// C [rows, columns] = f(op(A) op(B) + bias), f relu or the identity. If given, `bias` is added and the sums of B's
+// columns are written to `sums`.
 template <typename T>
-void product(xla::ffi::ThreadPool& pool, int64_t rows, int64_t columns, int64_t depth, const T* a, bool transpose_a,
-             const T* b, bool transpose_b, const T* bias, T* c, Extra<T> extra = {}) {
-  if (columns == 0 || (rows == 0 && !extra.sums)) return;
-  const Operand<T> left{a, transpose_a ? rows : depth, !transpose_a};
-  const Operand<T> right{b, transpose_b ? depth : columns, transpose_b};
-  Product<T>(rows, columns, depth, left, right, bias, c, extra).run(pool, 1 + rows * columns * depth / kThreadWork);
+void product(xla::ffi::ThreadPool& pool, int64_t rows, int64_t columns, int64_t depth, Operand<T> a, Operand<T> b,
+             const T* bias, T* c, bool relu, T* sums) {
+  if (columns == 0 || (rows == 0 && !sums)) return;
+  Product<T>(rows, columns, depth, a, b, bias, c, relu, sums).run(pool, 1 + rows * columns * depth / kThreadWork);
 }
 
 }  // namespace jaxnet::gemm
