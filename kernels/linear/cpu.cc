@@ -72,7 +72,8 @@ void run_gradients(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::An
   const int64_t rows = axis(dweight, 2), columns = axis(dweight, 1), depth = axis(x, 2), batch = batch_of(dweight);
   for (int64_t i = 0; i < batch; ++i) {
     const gemm::Operand<T> left{x.typed_data<T>() + i * rows * depth, rows, false};
-    const gemm::Operand<T> right{dy.typed_data<T>() + i * depth * columns, columns, false, member(y, i * depth * columns)};
+    const int64_t at = i * depth * columns;
+    const gemm::Operand<T> right{dy.typed_data<T>() + at, columns, false, member(y, at)};
     gemm::product<T>(pool, rows, columns, depth, left, right, nullptr, dweight.typed_data<T>() + i * rows * columns,
                      false, dbias.typed_data<T>() + i * columns);
   }

@@ -1,12 +1,11 @@
 // The matrix product C = f(op(A) op(B) + bias), row-major, op the identity or the transpose, f the identity or relu.
 //
-// C is computed in tiles that stay in registers: rows × vectors of accumulators, to each of which one step
-// of the depth adds (an element of A) · (a vector of B). An operand that is used
-// often enough is first packed into panels, so that it is read in the order of memory: A all at once, by all
-// threads; of B each piece of work packs the panel it needs, which then stays in the first-level cache, where B's
-// rows lie contiguous on the way, while it computes the first tile. The
-// depth is cut at fixed places and never shared among threads: each element of C is summed in an order that
-// depends on the sizes alone.
+// C is computed in tiles that stay in registers: rows × vectors of accumulators, to each of which one step of the
+// depth adds (an element of A) · (a vector of B). An operand that is used often enough is packed into panels, so that
+// it is read in the order of memory: A first, all at once, by all threads; of B each piece of work packs the panel it
+// needs, which then stays in the first-level cache, and if B's rows are contiguous the first tile packs it as it
+// computes. The depth is cut at fixed places and never shared among threads: each element of C is summed in an order
+// that depends on the sizes alone.
 #pragma once
 
 #include <algorithm>
@@ -44,7 +43,8 @@ constexpr int64_t kItems = 16;             // pieces of work at least: one is th
 // Packing A costs as much as reading some tens of columns more, and threads wait for it. To so many columns it is
 // used as it lies, if its lines don't all fall into the same sets of the cache.
 constexpr int64_t kDirectColumns = 512, kDirectColumnsAliased = 32, kAliasing = 4096;
-constexpr int64_t kThreadWork = 1 << 19;    // multiply-adds that are worth waking a thread
+constexpr int64_t kThreadWork = 1 << 21;       // multiply-adds that are worth waking a thread
+constexpr int64_t kAwakeThreadWork = 1 << 19;  // ... that are worth calling one that is awake
 
 template <typename T>
 constexpr int64_t kLanes = kVectorBytes / sizeof(T);
@@ -79,8 +79,8 @@ template <typename T>
 struct Operand {
   const T* data;
   int64_t stride;
-  bool along;             // whether a line lies contiguous in memory
-  const T* y = nullptr;   // if given, laid out as data: the operand is [y > 0] ⊙ data, so that NaN and infinity stay
+  bool along;            // whether a line lies contiguous in memory
+  const T* y = nullptr;  // if given, laid out as data: the operand is [y > 0] ⊙ data, a product: NaN and infinity stay
 
   const T* at(int64_t line, int64_t k) const { return data + (along ? line * stride + k : k * stride + line); }
 };
@@ -166,7 +166,7 @@ void pack_masked(const Operand<T>& x, int64_t line, int64_t lines, int64_t k, in
 }
 
 // c = start + a b for a whole tile; `along` as in Operand a. `b` is a panel if `packed`; if not, it lies in B and is
-// written to `panel`. Meanwhile the place of the next tile, of the same size, is fetched.
+// written to `panel`, unless that is null. Meanwhile the place of the next tile, of the same size, is fetched.
 //
 // No argument is a structure: read by its callee in other pieces than written, it would wait for all of the last
 // tile's stores.
@@ -192,12 +192,13 @@ void tile(int64_t depth, const T* a, int64_t a_stride, const T* b, int64_t b_str
     for (int v = 0; v < vectors; ++v) {
       __builtin_prefetch(line + v * n, 1);
       column[v] = load(b + v * n);
-      if (!packed) {
-        __builtin_prefetch(b + kAhead * b_stride + v * n);
-        store(panel + v * n, column[v]);
-      }
+      if (!packed) __builtin_prefetch(b + kAhead * b_stride + v * n);
     }
-    if (!packed) panel += vectors * n;
+    if (!packed && panel) {
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) store(panel + v * n, column[v]);
+      panel += vectors * n;
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
       const T row = along ? a[i * a_stride + k] : a[k * a_stride + i];
@@ -333,8 +334,9 @@ class Product {
         }
         T* to = whole ? c : edge;
         const int64_t stride = whole ? columns_ : width;
-        f(depth, a, pack_a_ ? kWidth<T> : a_.stride, packed ? panel : b_.at(column, k), b_.stride, panel,
-          k > 0 ? to : bias, k > 0 ? stride : 0, to, stride, t + 1 < last ? to + height_ * stride : to);
+        f(depth, a, pack_a_ ? kWidth<T> : a_.stride, packed ? panel : b_.at(column, k), b_.stride,
+          sums_ || first + 1 < last ? panel : nullptr, k > 0 ? to : bias, k > 0 ? stride : 0, to, stride,
+          t + 1 < last ? to + height_ * stride : to);
         if (relu_ && k + depth == total_depth_) relu(to, rows, stride, width);
         if (!whole) {
           for (int64_t i = 0; i < rows; ++i) std::copy_n(edge + i * width, wide, c + i * columns_);
@@ -354,6 +356,7 @@ class Product {
     }
   }
 
+  // The sums of a panel's columns: of one block of the depth, and then of the blocks.
   static void add(const T* panel, int64_t depth, int64_t wide, int64_t width, bool onto, T* sums) {
     alignas(kVectorBytes) T sum[kColumns<T>] = {};
     for (int64_t k = 0; k < depth; ++k, panel += width) {
@@ -381,7 +384,8 @@ template <typename T>
 void product(xla::ffi::ThreadPool& pool, int64_t rows, int64_t columns, int64_t depth, Operand<T> a, Operand<T> b,
              const T* bias, T* c, bool relu, T* sums) {
   if (columns == 0 || (rows == 0 && !sums)) return;
-  Product<T>(rows, columns, depth, a, b, bias, c, relu, sums).run(pool, 1 + rows * columns * depth / kThreadWork);
+  const int64_t worth = pool_awake() ? kAwakeThreadWork : kThreadWork;
+  Product<T>(rows, columns, depth, a, b, bias, c, relu, sums).run(pool, 1 + rows * columns * depth / worth);
 }
 
 }  // namespace jaxnet::gemm
