@@ -6,8 +6,10 @@ Axes: … any leading axes · I features in · O features out.
     y = f(z)           dW = xᵀ dz             db = Σ dz    (sums over all leading axes)
 """
 
+import math
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,10 @@ from jaxnet.ops import dispatch
 
 
 class Residuals(NamedTuple):
-    """What the backward pass needs; `z` is kept in the dtype it was summed in, and only for an activation."""
+    """What the backward pass needs. `z`, only for an activation, is kept in the dtype it was summed in.
+
+    For relu it is max(z, 0), which has the same derivative: z itself is never stored.
+    """
 
     x: Float[Array, "... I"]
     weight: Float[Array, "I O"]
@@ -94,9 +99,10 @@ def forward(
     implementation: str | None = None,
 ) -> tuple[Float[Array, "... O"], Residuals]:
     """y = f(x W + b)."""
-    z = _product(_Product(implementation), x, weight, bias)
-    if activation is None:
-        return z.astype(x.dtype), Residuals(x, weight, bias, None)
+    relu = activation is activations.relu
+    z = _product(_Product(implementation, relu=relu), x, weight, None, bias)
+    if activation is None or relu:
+        return z.astype(x.dtype), Residuals(x, weight, bias, z if relu else None)
     return activation(z).astype(x.dtype), Residuals(x, weight, bias, z)
 
 
@@ -109,56 +115,91 @@ def backward(
 ) -> tuple[Float[Array, "... I"], Float[Array, "I O"], Float[Array, " O"] | None]:
     """dz = f′(z) ⊙ dy,  dx = dz Wᵀ,  dW = xᵀ dz,  db = Σ dz."""
     x, weight, bias, z = residuals
+    relu = activation is activations.relu
     dz = dy.astype(accumulation_dtype(x.dtype))
-    if activation is not None:
+    if activation is not None and not relu:
         dz = activations.pullback(activation)(z, dz)
     if x.dtype != dz.dtype:
         implementation = "xla"  # as the forward pass: no kernel takes half precision
+    # relu's dz = [y > 0] ⊙ dy isn't stored: each product makes it as it reads dy.
+    y = z if relu else None
     # Sums over a sharded axis can lie on the devices in several ways: a gradient lies as its argument does.
     to_x = _Product(implementation, transpose_b=True, sharding=jax.typeof(x).sharding)
-    to_weight = _Product(implementation, transpose_a=True, sharding=jax.typeof(weight).sharding)
-    dx = _product(to_x, dz, weight.astype(dz.dtype), None)
-    dweight = _product(to_weight, x.astype(dz.dtype), dz, None)
-    dbias = None if bias is None else _like(jnp.sum(dz, tuple(range(x.ndim - 1))), bias)
-    return _like(dx, x), _like(dweight, weight), dbias
+    to_weight = _Product(implementation, sharding=jax.typeof(weight).sharding)
+    dx = _product(to_x, dz, weight.astype(dz.dtype), y, None)
+    dweight, dbias = _gradients(to_weight, x.astype(dz.dtype), dz, y)
+    return _like(dx, x), _like(dweight, weight), None if bias is None else _like(dbias, bias)
 
 
 class _Product(NamedTuple):
-    """Which product: a b, a bᵀ or aᵀ b (summed over the leading axes of both), and how it is computed."""
+    """How a product is computed, and which: a b or a bᵀ, with relu or without."""
 
     implementation: str | None
-    transpose_a: bool = False
     transpose_b: bool = False
+    relu: bool = False
     sharding: NamedSharding | None = None
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _product(which: _Product, a: Array, b: Array, bias: Array | None) -> Array:
-    options = {"transpose_a": which.transpose_a, "transpose_b": which.transpose_b}
-    reason = cpu.unsupported(a, b, bias)
-    if which.implementation is None:
-        reason = reason or cpu.slow(a, b, **options)
-    kernels = {"cpu": dispatch.Kernel(partial(cpu.run, **options), reason)}
-    return dispatch.choose("linear", which.implementation, partial(_xla_product, which), kernels)(a, b, bias)
+def _product(which: _Product, a: Array, b: Array, y: Array | None, bias: Array | None) -> Array:
+    """f(a′ op(b) + bias), f the identity or relu, a′ = a or, if the y of a relu is given, [y > 0] ⊙ a."""
+    kernel = partial(cpu.product, transpose_b=which.transpose_b, relu=which.relu)
+    sizes = math.prod(a.shape[:-1]), *b.shape
+    return _choose(which, partial(_xla_product, which), kernel, sizes, a, b, y, bias)
 
 
 @_product.defjvp
 def _product_jvp(which: _Product, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     """Derivatives of second and higher order: in forward and in reverse mode, hence by XLA."""
-    (a, b, bias), (da, db, dbias) = primals, tangents
-    dc = _xla_product(which, da, b, dbias) + _xla_product(which, a, db, None)
-    return _product(which, a, b, bias), dc
+    (a, b, y, bias), (da, db, _, dbias) = primals, tangents
+    linear = which._replace(relu=False)
+    dz = _xla_product(linear, da, b, y, dbias) + _xla_product(linear, a, db, y, None)
+    c = _product(which, a, b, y, bias)
+    return c, _masked(dz, c if which.relu else None)
 
 
-def _xla_product(which: _Product, a: Array, b: Array, bias: Array | None) -> Array:
+def _xla_product(which: _Product, a: Array, b: Array, y: Array | None, bias: Array | None) -> Array:
     dtype = accumulation_dtype(a.dtype)
-    if which.transpose_a:
-        leading = tuple(range(a.ndim - 1))
-        sums = (leading, leading), ((), ())
-        return jax.lax.dot_general(a, b, sums, preferred_element_type=dtype, out_sharding=which.sharding)
-    b = b.T if which.transpose_b else b
-    c = jnp.matmul(a, b, preferred_element_type=dtype, out_sharding=which.sharding)
-    return c if bias is None else c + jnp.broadcast_to(bias.astype(dtype), c.shape)
+    a, b = _masked(a, y), b.T if which.transpose_b else b
+    z = jnp.matmul(a, b, preferred_element_type=dtype, out_sharding=which.sharding)
+    z = z if bias is None else z + jnp.broadcast_to(bias.astype(dtype), z.shape)
+    return activations.relu(z) if which.relu else z
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _gradients(which: _Product, x: Array, dy: Array, y: Array | None) -> tuple[Array, Array]:
+    """dW = xᵀ dz,  db = Σ dz,  dz = dy or, if the y of a relu is given, [y > 0] ⊙ dy."""
+    sizes = x.shape[-1], math.prod(x.shape[:-1]), dy.shape[-1]
+    return _choose(which, partial(_xla_gradients, which), cpu.gradients, sizes, x, dy, y)
+
+
+@_gradients.defjvp
+def _gradients_jvp(which: _Product, primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
+    """As for `_product`."""
+    (x, dy, y), (tangent_x, tangent_dy, _) = primals, tangents
+    dweight, dbias = _xla_gradients(which, x, tangent_dy, y)
+    return _gradients(which, x, dy, y), (dweight + _xla_gradients(which, tangent_x, dy, y)[0], dbias)
+
+
+def _xla_gradients(which: _Product, x: Array, dy: Array, y: Array | None) -> tuple[Array, Array]:
+    dz, leading = _masked(dy, y), tuple(range(x.ndim - 1))
+    sums = (leading, leading), ((), ())
+    return jax.lax.dot_general(x, dz, sums, out_sharding=which.sharding), jnp.sum(dz, leading)
+
+
+def _masked(dy: Array, y: Array | None) -> Array:
+    """[y > 0] ⊙ dy, which doesn't vary with y: relu has no second derivative."""
+    return dy if y is None else activations.pullback("relu")(y, dy)
+
+
+def _choose(
+    which: _Product, xla: Callable, kernel: Callable, sizes: tuple[int, ...], *operands: Array | None
+) -> Any:
+    reason = cpu.unsupported(*operands)
+    if which.implementation is None:
+        reason = reason or cpu.slow(*sizes)
+    kernels = {"cpu": dispatch.Kernel(kernel, reason)}
+    return dispatch.choose("linear", which.implementation, xla, kernels)(*operands)
 
 
 def _like(gradient: Array, argument: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The matrix product on the CPU. The formulas are in `jaxnet/ops/linear.py`."""
+"""The matrix products on the CPU. The formulas are in `jaxnet/ops/linear.py`."""
 
 import math
 from collections.abc import Callable
@@ -27,47 +27,73 @@ def unsupported(*operands: jax.Array | None) -> str | None:
     return None
 
 
-def slow(a: jax.Array, b: jax.Array, *, transpose_a: bool, transpose_b: bool) -> str | None:
-    """Why XLA is faster for these sizes; None if it isn't."""
-    size = a.size * b.shape[-2 if transpose_b else -1]
+def slow(rows: int, depth: int, columns: int) -> str | None:
+    """Why XLA is faster for a product of these sizes; None if it isn't."""
+    size = rows * depth * columns
     return f"a product of {size} multiply-adds is too small" if size < _SMALL else None
 
 
-def run(a: jax.Array, b: jax.Array, bias: jax.Array | None, *, transpose_a: bool, transpose_b: bool) -> jax.Array:
-    """Returns op(a) op(b) + bias, op the identity or the transpose.
+def product(
+    a: jax.Array, b: jax.Array, y: jax.Array | None, bias: jax.Array | None, *, transpose_b: bool, relu: bool
+) -> jax.Array:
+    """Returns f(a′ op(b) + bias), op the identity or the transpose, f the identity or relu.
 
     Args:
-        a: (…, K), or with `transpose_a` (…, M), whose leading axes are then summed over.
-        b: (K, N), with `transpose_b` (N, K), with `transpose_a` (…, N).
+        a: (…, K).
+        b: (K, N), with `transpose_b` (N, K).
+        y: (…, K), relu's, or None: a′ = [y > 0] ⊙ a or a.
         bias: (N,) or None.
-        transpose_a: op of a.
-        transpose_b: op of b; not both.
+        transpose_b: op.
+        relu: f.
     """
-    rows = [x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) for x in (a, b)]
-    c = _product(transpose_a, transpose_b)(*rows, bias)
-    return c if transpose_a else c.reshape(*a.shape[:-1], c.shape[-1])
+    c = _product(transpose_b, relu)(_rows(a), b, None if y is None else _rows(y), bias)
+    return c.reshape(*a.shape[:-1], c.shape[-1])
 
 
-def _product(transpose_a: bool, transpose_b: bool) -> Callable[..., jax.Array]:
+def gradients(x: jax.Array, dy: jax.Array, y: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Returns xᵀ dz and Σ dz, summed over all leading axes, dz = dy or, if y is given, [y > 0] ⊙ dy.
+
+    Args:
+        x: (…, I).
+        dy: (…, O).
+        y: (…, O), relu's, or None.
+    """
+    args = [_rows(a) for a in (x, dy, y) if a is not None]
+    results = [jax.ShapeDtypeStruct(shape, x.dtype) for shape in ((x.shape[-1], dy.shape[-1]), dy.shape[-1:])]
+    dweight, dbias = ffi.call("jaxnet_linear_gradients", results, *args, batched=True)
+    return dweight, dbias
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def _product(transpose_b: bool, relu: bool) -> Callable[..., jax.Array]:
     """The product of matrices; under `jax.vmap` over the rows of `a` alone one product of all of them."""
 
-    def call(a: jax.Array, b: jax.Array, bias: jax.Array | None) -> jax.Array:
-        shape = a.shape[1 if transpose_a else 0], b.shape[0 if transpose_b else 1]
-        result = jax.ShapeDtypeStruct(shape, a.dtype)
-        args = (a, b) if bias is None else (a, b, bias)
-        options: dict[str, Any] = {"transpose_a": transpose_a, "transpose_b": transpose_b}
+    def call(a: jax.Array, b: jax.Array, y: jax.Array | None, bias: jax.Array | None) -> jax.Array:
+        result = jax.ShapeDtypeStruct((a.shape[0], b.shape[0 if transpose_b else 1]), a.dtype)
+        args = [x for x in (a, b, y, bias) if x is not None]
+        options: dict[str, Any] = {"transpose_b": transpose_b, "relu": relu, "masked": y is not None}
         return ffi.call("jaxnet_product", [result], *args, batched=True, **options)[0]
 
     product = custom_vmap(call)
 
     @product.def_vmap
     def batched(
-        size: int, is_batched: list[Any], a: jax.Array, b: jax.Array, bias: jax.Array | None
+        size: int,
+        is_batched: list[Any],
+        a: jax.Array,
+        b: jax.Array,
+        y: jax.Array | None,
+        bias: jax.Array | None,
     ) -> tuple[jax.Array, bool]:
-        if not (transpose_a or any(is_batched[1:])):
-            c = product(a.reshape(size * a.shape[1], a.shape[2]), b, bias)
+        a_is, b_is, y_is, bias_is = is_batched
+        if not (b_is or bias_is) and (y is None or a_is == y_is):
+            left, mask = (None if x is None else x.reshape(size * x.shape[1], x.shape[2]) for x in (a, y))
+            c = product(left, b, mask, bias)
             return c.reshape(size, a.shape[1], c.shape[1]), True
-        axes = [0 if b else None for b in is_batched]
-        return jax.vmap(call, axes, axis_size=size)(a, b, bias), True
+        axes = [0 if x else None for x in is_batched]
+        return jax.vmap(call, axes, axis_size=size)(a, b, y, bias), True
 
     return product

@@ -1,11 +1,11 @@
-// The matrix product C = op(A) op(B) + bias, row-major, op the identity or the transpose.
+// The matrix product C = f(op(A) op(B) + bias), row-major, op the identity or the transpose, f the identity or relu.
 //
-// C is computed in tiles that stay in registers: rows × vectors of accumulators, to each of which one step
-// of the depth adds (an element of A) · (a vector of B). An operand that is used
-// often enough is first packed into panels, so that it is read in the order of memory: A all at once, by all
-// threads; of B each piece of work packs the panel it needs, which then stays in the first-level cache. The
-// depth is cut at fixed places and never shared among threads: each element of C is summed in an order that
-// depends on the sizes alone.
+// C is computed in tiles that stay in registers: rows × vectors of accumulators, to each of which one step of the
+// depth adds (an element of A) · (a vector of B). An operand that is used often enough is packed into panels, so that
+// it is read in the order of memory: A first, all at once, by all threads; of B each piece of work packs the panel it
+// needs, which then stays in the first-level cache, and if B's rows are contiguous the first tile packs it as it
+// computes. The depth is cut at fixed places and never shared among threads: each element of C is summed in an order
+// that depends on the sizes alone.
 #pragma once
 
 #include <algorithm>
@@ -40,11 +40,11 @@ constexpr int64_t kRegionRows = 512;       // of A, packed at once; B is packed 
 constexpr int64_t kRegionBytes = 3 << 19;  // of A, packed at once: stays in the second-level cache
 constexpr int64_t kAhead = 8;              // steps of the depth by which is fetched ahead into the first-level cache
 constexpr int64_t kItems = 16;             // pieces of work at least: one is the time lost at the end
-// Packing costs as much as reading some tens of rows or columns more, and threads wait for A. To so many rows B,
-// and to so many columns A, is used as it lies; A only if its lines don't all fall into the same sets of the cache.
-constexpr int64_t kDirectRows = 8 * kRows;
+// Packing A costs as much as reading some tens of columns more, and threads wait for it. To so many columns it is
+// used as it lies, if its lines don't all fall into the same sets of the cache.
 constexpr int64_t kDirectColumns = 512, kDirectColumnsAliased = 32, kAliasing = 4096;
-constexpr int64_t kThreadWork = 1 << 21;    // multiply-adds that are worth waking a thread
+constexpr int64_t kThreadWork = 1 << 21;       // multiply-adds that are worth waking a thread
+constexpr int64_t kAwakeThreadWork = 1 << 19;  // ... that are worth calling one that is awake
 
 template <typename T>
 constexpr int64_t kLanes = kVectorBytes / sizeof(T);
@@ -52,6 +52,8 @@ template <typename T>
 constexpr int64_t kColumns = kVectors * kLanes<T>;  // of a panel of B
 template <typename T>
 constexpr int64_t kWidth = (kRows + kLanes<T> - 1) / kLanes<T> * kLanes<T>;  // of a panel of A, whole vectors
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <typename T>
 struct VectorOf {
@@ -77,7 +79,8 @@ template <typename T>
 struct Operand {
   const T* data;
   int64_t stride;
-  bool along;  // whether a line lies contiguous in memory
+  bool along;            // whether a line lies contiguous in memory
+  const T* y = nullptr;  // if given, laid out as data: the operand is [y > 0] ⊙ data, a product: NaN and infinity stay
 
   const T* at(int64_t line, int64_t k) const { return data + (along ? line * stride + k : k * stride + line); }
 };
@@ -146,28 +149,56 @@ void pack(const Operand<T>& x, int64_t line, int64_t lines, int64_t k, int64_t d
   }
 }
 
-// c = start + a b for a whole tile; `along` as in Operand a.
-template <typename T, int rows, int vectors, bool along>
-void tile(int64_t depth, const T* a, int64_t a_stride, const T* b, int64_t b_stride, const T* start,
-          int64_t start_stride, T* c, int64_t c_stride) {
+// The same, with y.
+template <typename T>
+void pack_masked(const Operand<T>& x, int64_t line, int64_t lines, int64_t k, int64_t depth, int64_t width, T* out) {
+  constexpr int64_t block = 64;
+  alignas(kVectorBytes) T y[block * std::max(kColumns<T>, kWidth<T>)];
+  pack(x, line, lines, k, depth, width, out);
+  for (int64_t d = 0; x.y && d < depth; d += block, out += block * width) {
+    const int64_t steps = std::min(block, depth - d);
+    pack(Operand<T>{x.y, x.stride, x.along}, line, lines, k + d, steps, width, y);
+    for (int64_t i = 0; i < steps * width; i += kLanes<T>) {
+      const Vector<T> one = Vector<T>{} + 1;
+      store(out + i, load(out + i) * (load(y + i) > 0 ? one : Vector<T>{}));
+    }
+  }
+}
+
+// c = start + a b for a whole tile; `along` as in Operand a. `b` is a panel if `packed`; if not, it lies in B and is
+// written to `panel`, unless that is null. Meanwhile the place of the next tile, of the same size, is fetched.
+//
+// No argument is a structure: read by its callee in other pieces than written, it would wait for all of the last
+// tile's stores.
+template <typename T, int rows, int vectors, bool along, bool packed>
+void tile(int64_t depth, const T* a, int64_t a_stride, const T* b, int64_t b_stride, T* panel, const T* start,
+          int64_t start_stride, T* c, int64_t c_stride, const T* next) {
   constexpr int64_t n = kLanes<T>;
   Vector<T> sum[rows][vectors];
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
-    __builtin_prefetch(c + i * c_stride, 1);
-    if (vectors > 1) __builtin_prefetch(c + i * c_stride + n, 1);
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; ++v) sum[i][v] = Vector<T>{};
   }
-  for (int64_t k = 0; k < depth; ++k, b += b_stride) {
+  const int64_t pace = (int64_t{rows} << 16) / std::max<int64_t>(depth, 1);
+  int64_t position = 0;
+  for (int64_t k = 0; k < depth; ++k, b += packed ? vectors * n : b_stride) {
+    // Spread over the depth: all at once they would hold up the operands.
+    const T* line = next + (position >> 16) * c_stride;
+    position += pace;
     if (!along) __builtin_prefetch(a + (k + kAhead) * a_stride);
-    if (b_stride > vectors * n) {  // not packed
-      __builtin_prefetch(b + kAhead * b_stride);
-      if (vectors > 1) __builtin_prefetch(b + kAhead * b_stride + n);
-    }
     Vector<T> column[vectors];
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) column[v] = load(b + v * n);
+    for (int v = 0; v < vectors; ++v) {
+      __builtin_prefetch(line + v * n, 1);
+      column[v] = load(b + v * n);
+      if (!packed) __builtin_prefetch(b + kAhead * b_stride + v * n);
+    }
+    if (!packed && panel) {
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) store(panel + v * n, column[v]);
+      panel += vectors * n;
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
       const T row = along ? a[i * a_stride + k] : a[k * a_stride + i];
@@ -183,19 +214,19 @@ void tile(int64_t depth, const T* a, int64_t a_stride, const T* b, int64_t b_str
 }
 
 template <typename T>
-using Tile = void (*)(int64_t, const T*, int64_t, const T*, int64_t, const T*, int64_t, T*, int64_t);
+using Tile = void (*)(int64_t, const T*, int64_t, const T*, int64_t, T*, const T*, int64_t, T*, int64_t, const T*);
 
-template <typename T, int vectors, bool along, int... i>
+template <typename T, int vectors, bool along, bool packed, int... i>
 Tile<T> tile_of(int64_t rows, std::integer_sequence<int, i...>) {
-  static constexpr Tile<T> table[] = {tile<T, i + 1, vectors, along>...};
+  static constexpr Tile<T> table[] = {tile<T, i + 1, vectors, along, packed>...};
   return table[rows - 1];
 }
 
-template <typename T>
-Tile<T> tile_of(int64_t rows, int64_t vectors, bool along) {
+template <typename T, int vectors>
+Tile<T> tile_of(int64_t rows, bool along, bool packed) {
   constexpr std::make_integer_sequence<int, kRows> all;
-  if (vectors == 1) return along ? tile_of<T, 1, true>(rows, all) : tile_of<T, 1, false>(rows, all);
-  return along ? tile_of<T, kVectors, true>(rows, all) : tile_of<T, kVectors, false>(rows, all);
+  if (packed) return along ? tile_of<T, vectors, true, true>(rows, all) : tile_of<T, vectors, false, true>(rows, all);
+  return along ? tile_of<T, vectors, true, false>(rows, all) : tile_of<T, vectors, false, false>(rows, all);
 }
 
 // This thread's memory for packed panels, kept from call to call: fresh pages cost more than the packing.
@@ -213,8 +244,6 @@ inline void* scratch(int64_t bytes) {
   return memory.get();
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Rows and steps of the depth whose A is packed at once, and the numbers of its pieces of work.
 struct Region {
   int64_t row, rows, k, depth;
@@ -224,14 +253,15 @@ struct Region {
 template <typename T>
 class Product {
  public:
-  Product(int64_t rows, int64_t columns, int64_t depth, Operand<T> a, Operand<T> b, const T* bias, T* c)
-      : columns_(columns), a_(a), b_(b), bias_(bias), c_(c) {
+  Product(int64_t rows, int64_t columns, int64_t depth, Operand<T> a, Operand<T> b, const T* bias, T* c, bool relu,
+          T* sums)
+      : columns_(columns), a_(a), b_(b), bias_(bias), c_(c), relu_(relu), sums_(sums) {
     const bool aliased = a.stride * static_cast<int64_t>(sizeof(T)) % kAliasing == 0;
-    pack_a_ = columns > (aliased ? kDirectColumnsAliased : kDirectColumns);
-    pack_b_ = b.along || rows > kDirectRows;
+    pack_a_ = a.y || columns > (aliased ? kDirectColumnsAliased : kDirectColumns);
+    total_depth_ = depth;
     panels_ = ceil_div(columns, kColumns<T>);
-    const int64_t region_rows = pack_a_ ? kRegionRows : rows;
-    const int64_t high = std::max<int64_t>(1, ceil_div(rows, ceil_div(rows, region_rows)));
+    const int64_t region_rows = pack_a_ ? kRegionRows : std::max<int64_t>(1, rows);
+    const int64_t high = std::max<int64_t>(1, ceil_div(rows, std::max<int64_t>(1, ceil_div(rows, region_rows))));
     const int64_t tiles = ceil_div(high, kRows);
     height_ = ceil_div(high, tiles);
     chunks_ = std::clamp<int64_t>(ceil_div(kItems, panels_), ceil_div(tiles, 128), std::max<int64_t>(1, tiles / 4));
@@ -242,7 +272,8 @@ class Product {
     panel_size_ = span * kWidth<T>;
     scratch_size_ = pack_a_ ? tiles * panel_size_ : 0;
     int64_t item = 0;
-    for (int64_t row = 0; row < rows; row += high) {
+    int64_t row = 0;
+    do {
       int64_t k = 0;
       do {
         Region r{row, std::min(high, rows - row), k, std::min(span, depth - k), item, 0, 0};
@@ -251,12 +282,13 @@ class Product {
         regions_.push_back(r);
         k += span;
       } while (k < depth);
-    }
+      row += high;
+    } while (row < rows);
   }
 
   void run(xla::ffi::ThreadPool& pool, int64_t threads) {
     packed_ = static_cast<T*>(scratch(scratch_size_ * sizeof(T)));
-    parallel_for(pool, regions_.empty() ? 0 : regions_.back().end, threads, [this](int64_t i) { work(i); });
+    parallel_for(pool, regions_.back().end, threads, [this](int64_t i) { work(i); });
   }
 
  private:
@@ -268,8 +300,8 @@ class Product {
     while (done_.load(std::memory_order_acquire) < before) std::this_thread::yield();
     if (i < r.compute) {
       const int64_t line = (i - r.pack) * height_;
-      pack(a_, r.row + line, std::min(height_, r.rows - line), r.k, r.depth, kWidth<T>,
-           packed_ + (i - r.pack) * panel_size_);
+      pack_masked(a_, r.row + line, std::min(height_, r.rows - line), r.k, r.depth, kWidth<T>,
+                  packed_ + (i - r.pack) * panel_size_);
     } else {
       const int64_t chunk = (i - r.compute) / panels_, tiles = ceil_div(r.rows, height_);
       compute(r, chunk * tiles / chunks_, (chunk + 1) * tiles / chunks_, (i - r.compute) % panels_ * kColumns<T>);
@@ -282,7 +314,7 @@ class Product {
     constexpr int64_t n = kLanes<T>;
     const int64_t wide = std::min(kColumns<T>, columns_ - column);
     const int64_t vectors = ceil_div(wide, n), width = vectors * n;
-    const bool whole = wide == width, direct = whole && !pack_b_;
+    const bool whole = wide == width, direct = whole && !b_.along && !b_.y && first < last;
     alignas(kVectorBytes) T panel[kDepth * kColumns<T>];
     alignas(kVectorBytes) T edge[kRows * kColumns<T>];  // a tile that is wider than what is left of C
     alignas(kVectorBytes) T bias[kColumns<T>] = {};
@@ -290,11 +322,11 @@ class Product {
     int64_t k = r.k;
     do {
       const int64_t depth = std::min(depth_, r.k + r.depth - k);
-      if (!direct) pack(b_, column, wide, k, depth, width, panel);
-      const T* b = direct ? b_.at(column, k) : panel;
+      if (!direct) pack_masked(b_, column, wide, k, depth, width, panel);
       for (int64_t t = first; t < last; ++t) {
         const int64_t row = r.row + t * height_, rows = std::min(height_, r.row + r.rows - row);
-        const auto f = tile_of<T>(rows, vectors, !pack_a_ && a_.along);
+        const bool packed = !direct || t > first, along = !pack_a_ && a_.along;
+        const auto f = vectors == 1 ? tile_of<T, 1>(rows, along, packed) : tile_of<T, kVectors>(rows, along, packed);
         const T* a = pack_a_ ? packed_ + t * panel_size_ + (k - r.k) * kWidth<T> : a_.at(row, k);
         T* c = c_ + row * columns_ + column;
         if (!whole && k > 0) {
@@ -302,35 +334,58 @@ class Product {
         }
         T* to = whole ? c : edge;
         const int64_t stride = whole ? columns_ : width;
-        f(depth, a, pack_a_ ? kWidth<T> : a_.stride, b, direct ? b_.stride : width, k > 0 ? to : bias,
-          k > 0 ? stride : 0, to, stride);
+        f(depth, a, pack_a_ ? kWidth<T> : a_.stride, packed ? panel : b_.at(column, k), b_.stride,
+          sums_ || first + 1 < last ? panel : nullptr, k > 0 ? to : bias, k > 0 ? stride : 0, to, stride,
+          t + 1 < last ? to + height_ * stride : to);
+        if (relu_ && k + depth == total_depth_) relu(to, rows, stride, width);
         if (!whole) {
           for (int64_t i = 0; i < rows; ++i) std::copy_n(edge + i * width, wide, c + i * columns_);
         }
       }
+      if (sums_ && r.row == 0 && first == 0) add(panel, depth, wide, width, k > 0, sums_ + column);
       k += depth_;
     } while (k < r.k + r.depth);
+  }
+
+  static void relu(T* c, int64_t rows, int64_t stride, int64_t width) {
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < width; j += kLanes<T>) {
+        const Vector<T> z = load(c + i * stride + j);
+        store(c + i * stride + j, z < 0 ? Vector<T>{} : z);  // NaN stays
+      }
+    }
+  }
+
+  // The sums of a panel's columns: of one block of the depth, and then of the blocks.
+  static void add(const T* panel, int64_t depth, int64_t wide, int64_t width, bool onto, T* sums) {
+    alignas(kVectorBytes) T sum[kColumns<T>] = {};
+    for (int64_t k = 0; k < depth; ++k, panel += width) {
+      for (int64_t j = 0; j < width; j += kLanes<T>) store(sum + j, load(sum + j) + load(panel + j));
+    }
+    for (int64_t j = 0; j < wide; ++j) sums[j] = onto ? sums[j] + sum[j] : sum[j];
   }
 
   int64_t columns_;
   Operand<T> a_, b_;
   const T* bias_;
   T* c_;
-  bool pack_a_, pack_b_;
-  int64_t panels_, height_, chunks_, depth_, panel_size_, scratch_size_;
+  bool relu_;
+  T* sums_;
+  bool pack_a_;
+  int64_t total_depth_, panels_, height_, chunks_, depth_, panel_size_, scratch_size_;
   std::vector<Region> regions_;
   T* packed_ = nullptr;
   std::atomic<int64_t> done_{0};
 };
 
-// C [rows, columns] = op(A) op(B) + bias; `bias` may be null.
+// C [rows, columns] = f(op(A) op(B) + bias), f relu or the identity. If given, `bias` is added and the sums of B's
+// columns are written to `sums`.
 template <typename T>
-void product(xla::ffi::ThreadPool& pool, int64_t rows, int64_t columns, int64_t depth, const T* a, bool transpose_a,
-             const T* b, bool transpose_b, const T* bias, T* c) {
-  if (rows == 0 || columns == 0) return;
-  const Operand<T> left{a, transpose_a ? rows : depth, !transpose_a};
-  const Operand<T> right{b, transpose_b ? depth : columns, transpose_b};
-  Product<T>(rows, columns, depth, left, right, bias, c).run(pool, 1 + rows * columns * depth / kThreadWork);
+void product(xla::ffi::ThreadPool& pool, int64_t rows, int64_t columns, int64_t depth, Operand<T> a, Operand<T> b,
+             const T* bias, T* c, bool relu, T* sums) {
+  if (columns == 0 || (rows == 0 && !sums)) return;
+  const int64_t worth = pool_awake() ? kAwakeThreadWork : kThreadWork;
+  Product<T>(rows, columns, depth, a, b, bias, c, relu, sums).run(pool, 1 + rows * columns * depth / worth);
 }
 
 }  // namespace jaxnet::gemm

@@ -86,6 +86,14 @@ class Turn {
   bool taken_;
 };
 
+// When a thread of the pool last was at work here. It looks for more before it sleeps, and while it does,
+// calling it costs 1 us; waking it costs some 40 us.
+inline std::atomic<std::chrono::steady_clock::time_point> last_help{};
+
+inline bool pool_awake() {
+  return std::chrono::steady_clock::now() - last_help.load(std::memory_order_relaxed) < std::chrono::microseconds(30);
+}
+
 // The number of the core that this thread runs on; -1 where the system doesn't tell.
 inline int this_core() {
 #if defined(__linux__)
@@ -133,6 +141,7 @@ void parallel_for(xla::ffi::ThreadPool& pool, int64_t count, int64_t max_threads
       const FlushSubnormals flush;
       while (work()) {
       }
+      last_help.store(std::chrono::steady_clock::now(), std::memory_order_relaxed);
     }
   };
   const auto state = std::make_shared<State>(count, std::move(body));

@@ -1,4 +1,4 @@
-"""The compiled matrix product: values, shapes, transformations, instruction sets, threads, devices."""
+"""The compiled matrix products: values, shapes, transformations, instruction sets, threads, devices."""
 
 import hashlib
 import os
@@ -21,8 +21,13 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
-def run(kind, *args):
-    return cpu.run(*jax.tree.map(jnp.asarray, args), transpose_a=KINDS[kind][0], transpose_b=KINDS[kind][1])
+def run(kind, a, b, bias=None, y=None, relu=False):
+    """op(A) op(B) + bias; with `y`, the values of a relu, of what is dz: A, or B where A is transposed."""
+    a, b, bias, y = jax.tree.map(jnp.asarray, (a, b, bias, y))
+    if kind == "TN":
+        assert bias is None
+        return cpu.gradients(a, b, y)[0]
+    return cpu.product(a, b, y, bias, transpose_b=KINDS[kind][1], relu=relu)
 
 
 def numpy_product(kind, a, b, bias=None):
@@ -34,7 +39,7 @@ def operands(kind, rows, depth, columns, dtype=np.float32, bias=True):
     rng = np.random.default_rng(rows + 7 * depth + 49 * columns)
     a, b, c = (rng.normal(size=size).astype(dtype) for size in ((rows, depth), (depth, columns), columns))
     a, b = (np.ascontiguousarray(x.T) if t else x for x, t in zip((a, b), KINDS[kind], strict=True))
-    return a, b, c if bias else None
+    return a, b, c if bias and kind != "TN" else None
 
 
 def check(kind, found, *args):
@@ -86,6 +91,60 @@ def test_nan_and_infinity_stay_in_their_row_and_column(kind, value):
         np.testing.assert_allclose(run(kind, *args), expected, rtol=1e-3, atol=1e-4)
 
 
+# With few columns A is used as it lies, with many and where there is a y it is packed; B always is, whole or not.
+FUSED = [
+    (1, 1, 1),
+    (0, 3, 5),
+    (4, 0, 3),
+    (15, 19, 43),
+    (128, 100, 64),
+    (530, 330, 9),
+    (33, 400, 700),
+    (128, 65, 512),
+]
+
+
+@both_dtypes
+@pytest.mark.parametrize("size", FUSED)
+def test_relu(size, dtype):
+    with jax.enable_x64(dtype == np.float64):
+        args = operands("NN", *size, dtype)
+        args[0][-1:, :1] = np.nan
+        with np.errstate(invalid="ignore"):
+            expected = np.maximum(np.asarray(run("NN", *args)), 0)
+        np.testing.assert_array_equal(run("NN", *args, relu=True), expected)
+
+
+@both_dtypes
+@every_kind
+@pytest.mark.parametrize("size", FUSED)
+def test_derivative_of_relu(kind, size, dtype):
+    with jax.enable_x64(dtype == np.float64):
+        a, b, _ = operands(kind, *size, dtype)
+        where = 1 if kind == "TN" else 0
+        dy = (a, b)[where]
+        y = np.random.default_rng(1).normal(size=dy.shape).astype(dtype).clip(0)
+        dy[-1:, -1:], y[-1:, -1:] = np.nan, 0  # 0 · NaN stays
+        dz = dy * (y > 0)
+        plain = (a, dz) if where else (dz, b)
+        np.testing.assert_allclose(run(kind, a, b, y=y), run(kind, *plain), rtol=1e-5, atol=1e-5)
+
+
+@both_dtypes
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("size", FUSED)
+def test_gradient_of_the_bias(size, masked, dtype):
+    with jax.enable_x64(dtype == np.float64):
+        x, dy, _ = operands("TN", *size, dtype)
+        y = np.random.default_rng(1).normal(size=dy.shape).astype(dtype).clip(0) if masked else None
+        dz = (dy * (y > 0) if masked else dy).astype(np.float64)
+        _, found = cpu.gradients(*jax.tree.map(jnp.asarray, (x, dy, y)))
+        # As in `check`: one rounding for each of the terms.
+        bound = len(dz) * np.finfo(dtype).eps * np.abs(dz).sum(0)
+        assert found.dtype == dtype
+        assert np.all(np.abs(np.asarray(found, np.float64) - dz.sum(0)) <= bound)
+
+
 # ------------------------------------------------------------------------------------------------ the op
 
 
@@ -122,12 +181,11 @@ def test_leading_axes(leading, x64):
     close(value_and_pullback("cpu", "tanh", args, dy), value_and_pullback("xla", "tanh", args, dy))
 
 
-def loss(x, weight, b, implementation="cpu"):
-    return jnp.square(linear(x, weight, b, activation="tanh", implementation=implementation)).sum()
+def loss(x, weight, b, implementation="cpu", activation="tanh"):
+    return jnp.square(linear(x, weight, b, activation=activation, implementation=implementation)).sum()
 
 
 gradient = jax.grad(loss, (0, 1, 2))
-xla_gradient = jax.grad(partial(loss, implementation="xla"), (0, 1, 2))
 
 
 def scanned(gradient):
@@ -141,33 +199,43 @@ def by_row(f):
     return jax.vmap(f, (0, None, None))
 
 
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize(
     "transform",
     [jax.jit, jax.checkpoint, lambda f: jax.jit(jax.checkpoint(f)), scanned, by_row, lambda f: by_row(by_row(f))],
 )
-def test_transformed_gradients(transform, x64):
+def test_transformed_gradients(transform, activation, x64):
     args, _ = arguments((3, 5))
-    close(transform(gradient)(*args), transform(xla_gradient)(*args))
+    by_cpu, by_xla = (
+        jax.grad(partial(loss, implementation=name, activation=activation), (0, 1, 2)) for name in ("cpu", "xla")
+    )
+    close(transform(by_cpu)(*args), transform(by_xla)(*args))
 
 
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize("axes", [(0, None, None), (None, 0, None), (None, None, 0), (0, 0, 0), (2, 1, None)])
-def test_vmap(axes, x64):
+def test_vmap(axes, activation, x64):
     args, _ = arguments((4, 5))
     args = [a if axis is None else jnp.stack([a, -a, 2 * a], axis) for a, axis in zip(args, axes, strict=True)]
-    for f in (loss, jax.grad(loss, (0, 1, 2))):
-        other = jax.vmap(partial(f, implementation="xla"), axes)(*args)
+
+    def functions(implementation):
+        f = partial(loss, implementation=implementation, activation=activation)
+        return f, jax.grad(f, (0, 1, 2))
+
+    for f, xla in zip(functions("cpu"), functions("xla"), strict=True):
+        other = jax.vmap(xla, axes)(*args)
         close(jax.vmap(f, axes)(*args), other)
         close(jax.jit(jax.vmap(f, axes))(*args), other)
 
     def total(*args, implementation):
-        return jax.vmap(partial(loss, implementation=implementation), axes)(*args).sum()
+        return jax.vmap(functions(implementation)[0], axes)(*args).sum()
 
     over, other = (jax.grad(partial(total, implementation=name), (0, 1, 2)) for name in ("cpu", "xla"))
     close(over(*args), other(*args))
 
 
 @pytest.mark.parametrize("mode", [jax.jacrev, jax.jacfwd])
-@pytest.mark.parametrize("activation", [None, "tanh", "softmax"])
+@pytest.mark.parametrize("activation", [None, "tanh", "relu", "softmax"])
 def test_second_order(mode, activation, x64):
     args, _ = arguments((3,), 4, 5)
 
@@ -200,9 +268,18 @@ def test_which_is_lowered(name, kernel):
     (x, weight, b), _ = arguments((64,), 128, 128, dtype=jnp.float32)
     f = partial(loss, implementation=name)
     assert ("jaxnet_product" in lowered(f, x, weight, b)) == kernel
-    assert lowered(jax.grad(f, (0, 1, 2)), x, weight, b).count("@jaxnet_product") == 3 * kernel
-    weights_alone = jax.jit(jax.grad(f, (1, 2))).lower(x, weight, b).compile().as_text()
-    assert weights_alone.count('custom_call_target="jaxnet_product"') == 2 * kernel  # dx isn't needed
+    assert lowered(jax.grad(f, (0, 1, 2)), x, weight, b).count("@jaxnet_product") == 2 * kernel
+    assert lowered(jax.grad(f, (0, 1, 2)), x, weight, b).count("@jaxnet_linear_gradients") == kernel
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize(("wanted", "counts"), [((1, 2), (1, 1)), (0, (2, 0)), ((0, 1, 2), (2, 1))])
+def test_what_is_not_needed_is_not_computed(wanted, counts, activation):
+    args, _ = arguments((64,), 128, 128, dtype=jnp.float32)
+    gradient = jax.grad(partial(loss, activation=activation), wanted)
+    compiled = jax.jit(gradient).lower(*args).compile().as_text()
+    names = "jaxnet_product", "jaxnet_linear_gradients"
+    assert tuple(compiled.count(f'custom_call_target="{name}"') for name in names) == counts
 
 
 def test_a_block_holds_for_a_pullback_called_outside():
@@ -275,7 +352,11 @@ def digest():
     found = hashlib.sha256()
     for kind in KINDS:
         for size in ((128, 784, 512), (1, 2000, 100), (700, 700, 10), (600, 3000, 70)):
-            found.update(np.asarray(run(kind, *operands(kind, *size))).tobytes())
+            a, b, bias = operands(kind, *size)
+            found.update(np.asarray(run(kind, a, b, bias)).tobytes())
+            dy = b if kind == "TN" else a
+            found.update(np.asarray(run(kind, a, b, y=dy)).tobytes())
+            found.update(np.asarray(cpu.gradients(jnp.asarray(dy), jnp.asarray(dy), None)[1]).tobytes())
     return found.hexdigest()
 
 
@@ -299,23 +380,24 @@ specs = P("batch"), P(), P(), P("batch")
 put = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip((*args, dy), specs)]
 
 def by_autodiff(x, w, b, dy):
-    return jax.vjp(lambda *a: t.linear(*a, activation="tanh", implementation="cpu"), x, w, b)[1](dy)
+    return jax.vjp(lambda *a: t.linear(*a, activation="ACTIVATION", implementation="cpu"), x, w, b)[1](dy)
 
 def by_hand(x, w, b, dy):
-    return t.linear_vjp(x, w, b, activation="tanh", implementation="cpu")[1](dy)
+    return t.linear_vjp(x, w, b, activation="ACTIVATION", implementation="cpu")[1](dy)
 
 for f in by_autodiff, by_hand:
     for g in f, jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=specs[:3]):
-        assert "jaxnet_product" in jax.jit(g).lower(*put).as_text()
+        assert "jaxnet_linear_gradients" in jax.jit(g).lower(*put).as_text()
         for a, b in zip(jax.jit(g)(*put), f(*args, dy), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 print("served")
 """
 
 
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize("devices", [1, 2])
-def test_sharded_over_the_batch(devices):
-    code = HERE + SHARDED.replace("DEVICES", str(devices))
+def test_sharded_over_the_batch(devices, activation):
+    code = HERE + SHARDED.replace("DEVICES", str(devices)).replace("ACTIVATION", activation)
     assert output(code, XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}") == "served"
 
 
