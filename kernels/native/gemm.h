@@ -85,22 +85,29 @@ struct Operand {
   const T* at(int64_t line, int64_t k) const { return data + (along ? line * stride + k : k * stride + line); }
 };
 
+// Interleaves two vectors: a0 b0 a1 b1 …, in two halves.
+template <typename T, size_t... i>
+inline void interleave(Vector<T> a, Vector<T> b, Vector<T>& low, Vector<T>& high, std::index_sequence<i...>) {
+  constexpr int n = kLanes<T>;
+#ifdef __clang__
+  low = __builtin_shufflevector(a, b, (i / 2 + i % 2 * n)...);
+  high = __builtin_shufflevector(a, b, (i / 2 + i % 2 * n + n / 2)...);
+#else
+  typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Index __attribute__((vector_size(kVectorBytes)));
+  low = __builtin_shuffle(a, b, Index{(i / 2 + i % 2 * n)...});
+  high = __builtin_shuffle(a, b, Index{(i / 2 + i % 2 * n + n / 2)...});
+#endif
+}
+
 // v[i][j] -> v[j][i]: each round interleaves the first half of the rows with the second.
 template <typename T>
 inline void transpose(Vector<T>* v) {
   constexpr int64_t n = kLanes<T>;
-  typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Index __attribute__((vector_size(kVectorBytes)));
-  Index low, high;
-  for (int64_t i = 0; i < n; ++i) {
-    low[i] = i / 2 + i % 2 * n;
-    high[i] = low[i] + n / 2;
-  }
   for (int64_t round = 1; round < n; round *= 2) {
     Vector<T> w[n];
 #pragma GCC unroll 16
     for (int64_t i = 0; i < n / 2; ++i) {
-      w[2 * i] = __builtin_shuffle(v[i], v[i + n / 2], low);
-      w[2 * i + 1] = __builtin_shuffle(v[i], v[i + n / 2], high);
+      interleave<T>(v[i], v[i + n / 2], w[2 * i], w[2 * i + 1], std::make_index_sequence<n>());
     }
 #pragma GCC unroll 16
     for (int64_t i = 0; i < n; ++i) v[i] = w[i];
