@@ -1,7 +1,19 @@
 """The tests run as strictly as a user may: no implicit promotion of dtypes or ranks."""
 
+import os
+
 import jax
 import pytest
+
+# Most of their time is compilation, for programs that run once: XLA compiles them quickly unless XLA_FLAGS is set.
+# The processes that tests start compile as a user's do.
+if "XLA_FLAGS" not in os.environ:
+    os.environ["XLA_FLAGS"] = (
+        "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+        "--xla_cpu_parallel_codegen_split_count=1"
+    )
+    jax.devices()
+    del os.environ["XLA_FLAGS"]
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

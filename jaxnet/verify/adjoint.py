@@ -2,8 +2,8 @@
 
 Forward and reverse mode apply one matrix J and its transpose: ⟨w, J·u⟩ = ⟨Jᵀ·w, u⟩ for every u and w; the
 complex step is a forward mode too, that knows no derivative.
-And the pullback w ↦ Jᵀ·w is linear, whatever rule states it: Jᵀ·(-2w) = -2·Jᵀ·w, Jᵀ·(5w) = 5·Jᵀ·w,
-Jᵀ·(w + w') = Jᵀ·w + Jᵀ·w', Jᵀ·0 = 0.
+And the pullback w ↦ Jᵀ·w is linear, whatever rule states it: Jᵀ·(-2w) = -2·Jᵀ·w,
+Jᵀ·(5w + w') = 5·Jᵀ·w + Jᵀ·w', Jᵀ·0 = 0.
 
 Reference: Griewank and Walther, "Evaluating Derivatives" (2008), section 3.4.
 """
@@ -98,18 +98,17 @@ def linearity(problem: Problem, rounding: Rounding) -> WitnessReport:
     w, extra = problem.weights, problem.extra(problem.point)
     other = w * rng.uniform(-2, 2, w.shape)
     dy = problem.pulled(program, problem.point)[1]
-    dother, minus, five, both, zero = (
-        program(problem.point, cotangent, extra)[1] for cotangent in (other, -2 * w, 5 * w, w + other, 0 * w)
+    dother, minus, both, zero = (
+        program(problem.point, cotangent, extra)[1] for cotangent in (other, -2 * w, 5 * w + other, 0 * w)
     )
     if not np.isfinite(dy).all():
         return WitnessReport(name, "not taken", "the gradient is not finite")
     laws = {
         "zero for the cotangent 0": (zero, 0 * dy),
         "-2 times itself for -2w": (minus, -2 * dy),
-        "5 times itself for 5w": (five, 5 * dy),
-        "the sum for w + w'": (both, dy + dother),
+        "the sum for 5w + w'": (both, 5 * dy + dother),
     }
-    allowed = allowance(problem, rounding, [dy, dother, five])
+    allowed = allowance(problem, rounding, [5 * dy, dother])
     for words, (got, expected) in laws.items():
         if wrong := beyond(problem, got, expected, allowed):
             return WitnessReport(name, "fail", f"WRONG: the pullback of {road} is not {words}: {_names(wrong)}")

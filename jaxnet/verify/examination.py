@@ -16,8 +16,9 @@ from jaxnet.verify.judge import Examination, Judged, examine, roads_for
 from jaxnet.verify.kinks import Excuse
 from jaxnet.verify.locate import locate
 from jaxnet.verify.plain_form import plain_form
+from jaxnet.verify.pose import pose
 from jaxnet.verify.precision import Native, OwnDtype
-from jaxnet.verify.problem import Options, Problem, Rounding, pose
+from jaxnet.verify.problem import Options, Problem, Rounding
 from jaxnet.verify.report import LeafReport, Report, WitnessReport
 from jaxnet.verify.roads import HAND, OWN, REFERENCE, brief
 from jaxnet.verify.transformations import beside, jit, vmap

@@ -14,7 +14,8 @@ import numpy as np
 
 from jaxnet.verify import complex_step, frozen, roads, rules
 from jaxnet.verify.differences import Lines
-from jaxnet.verify.problem import Flattened, Problem
+from jaxnet.verify.outputs import Flattened
+from jaxnet.verify.problem import Problem
 from jaxnet.verify.roads import Lazy, Outputs, pull, push, setting
 
 
