@@ -70,7 +70,7 @@ def _transposed(problem: Problem, rounding: Rounding, name: str, forward: Progra
         allowed = problem.floor * (np.abs(terms).sum() + np.abs(claims).sum())
         allowed += unseen + 16 * (rounding.gradient * np.abs(u)).sum() + problem.options.atol * np.abs(u).sum()
         gap = abs(float(terms.sum() - claims.sum()))
-        return gap / allowed if allowed else float(gap > 0) * np.inf
+        return gap / allowed if allowed else np.inf if gap else 0.0
 
     if not np.isfinite(gradient).all() or not np.isfinite(forward(point, table[0], extra)).all():
         return WitnessReport(name, "not taken", "not finite at this point")
