@@ -23,7 +23,7 @@ def check_gradients(
     *args: Any,
     reference: Callable[..., Any] | None = None,
     hand_written: Callable[..., Any] | None = None,
-    constant: Sequence[str | int] = (),
+    constant: str | int | Sequence[str | int] = (),
     order: int = 1,
     around: str | Sequence[str] = (),
     nondeterminism: float = 0.0,
@@ -80,6 +80,9 @@ def check_gradients(
 
     Reference: Griewank and Walther, "Evaluating Derivatives" (2008); Ridders (1982), see differences.py.
     """
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed={seed!r}: it must be an integer.")
+    constant = (constant,) if isinstance(constant, str | int) else tuple(constant)
     options = Options(reference, hand_written, constant, nondeterminism, rtol, atol, order, around)
     began = time.perf_counter()
     return Check(fn, args, options).report(seed, began)

@@ -43,6 +43,8 @@ def push(outputs: Outputs) -> Callable[..., Any]:
 
     def run(v: Any, u: Any, extra: Any) -> Any:
         closed, ties = jax.make_jaxpr(lambda v: outputs(v, extra))(v), [jnp.array(False)]
+        if any(jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in rules.variables(closed.jaxpr)):
+            raise NotAnalyticError("complex numbers")
         x = jax.lax.complex(v, _STEP * u)
         y = rules.walk(closed.jaxpr, closed.consts, [x], partial(_apply, ties=ties))[0]
         slope = y.imag / _STEP if jnp.iscomplexobj(y) else jnp.zeros_like(y)

@@ -294,23 +294,26 @@ def _ridders(
     noise = eps * np.abs(centre) + rounding
     with np.errstate(invalid="ignore", over="ignore"):
         column = (plus - minus) / (2 * steps)
+        bend = np.abs(plus - 2 * centre[:, None] + minus) / steps
+        # x + h·u is rounded too, and the slope there is that of the point and the bend.
+        unsure = noise[:, None] + eps * np.nan_to_num(bend, posinf=0)
         best, error = column[:, -1].copy(), np.full(len(column), np.inf)
         for j in range(1, len(steps)):
             coarse, fine = column[:, :-1], column[:, 1:]
             column = fine + (fine - coarse) / (16.0**j - 1)
             guess = np.maximum(np.abs(column - fine), np.abs(column - coarse))
-            guess = np.where(np.isfinite(guess), guess + 4 * noise[:, None] / steps[j:], np.inf)
+            guess = np.where(np.isfinite(guess), guess + 4 * unsure[:, j:] / steps[j:], np.inf)
             pick = guess.argmin(axis=1)[:, None]
             least = np.take_along_axis(guess, pick, 1)[:, 0]
             best = np.where(least < error, np.take_along_axis(column, pick, 1)[:, 0], best)
             error = np.minimum(error, least)
-        bend = np.abs(plus - 2 * centre[:, None] + minus) / steps
     # What converges over coarser steps does not jump: its rounding grows near the point.
     torn = _torn(bend * steps, noise) | (_torn(np.abs(plus - minus), noise) & (error > 1e-3 * np.abs(best)))
     error[torn] = np.inf  # nothing can be told from values that do not come together
     kink = np.where(torn, np.inf, _kinks(bend, noise, steps))
     # Without a finite error there is no estimate: 0, with an infinite bound.
-    return Estimate(centre, noise, np.where(np.isfinite(error), best, 0), error, kink)
+    size = np.nan_to_num(np.abs(np.stack([plus, minus])), posinf=0).max(axis=(0, 2))
+    return Estimate(centre, np.maximum(noise, eps * size), np.where(np.isfinite(error), best, 0), error, kink)
 
 
 def _torn(differences: np.ndarray, noise: np.ndarray) -> np.ndarray:

@@ -64,8 +64,14 @@ class Check:
 
     def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], options: Options) -> None:
         """Put the question; what is wrong with it is raised here."""
+        if not callable(fn):
+            raise TypeError(f"check_gradients needs a function; got {fn!r}.")
         if options.order not in (1, 2):
             raise ValueError(f"order={options.order!r}: the gradient is order 1, the gradient of the gradient 2.")
+        for name in ("rtol", "atol", "nondeterminism"):
+            bound = getattr(options, name)
+            if not isinstance(bound, int | float | np.number) or not 0 <= bound < np.inf:
+                raise ValueError(f"{name}={bound!r}: it must be a finite number, 0 or more.")
         self.places = around.places(options.around)
         self.title = getattr(fn, "__name__", type(fn).__name__)
         self.first = pose(fn, args, options, 0)
@@ -83,8 +89,8 @@ class Check:
         if not np.isfinite(value):
             problem.remarks.append(f"the function's value is {value}: there is no gradient to check")
         native = self._native(problem)
-        own = {} if isinstance(native, Exception) else self._own_dtype(found)
-        witnesses = [_differences(found), *_own_witness(problem, own)]
+        own = self._own_dtype(found) if np.isfinite(value) and not isinstance(native, Exception) else {}
+        witnesses = [_differences(found), *self._own_witness(problem, own, native)]
         if exact:
             witnesses += self._exact(found, native)
         witnesses += [self.around(found, place) for place in self.places]
@@ -107,8 +113,8 @@ class Check:
         better = {n for n, v in again.verdicts.items() if v.state == "pass" and found.verdicts[n].state != "pass"}
         if not better:
             return found
-        for n in better:
-            again.verdicts[n] = Excuse("pass", "ok: agrees once stop_gradient is held fixed", None)
+        held = Excuse("pass", "ok: agrees once stop_gradient is held fixed", None)
+        again.verdicts = {n: held if n in better else said for n, said in found.verdicts.items()}
         own = again.base.gradients.get(OWN)
         cut = [problem.arguments.leaves[n] for n in sorted(better) if own is not None]
         if none := [leaf.name for leaf in cut if own is not None and not own[leaf.part].any()]:
@@ -184,6 +190,14 @@ class Check:
             witnesses += [complex_step(problem, rounding, kinked=found.kinked)]
             witnesses += [ask(problem, rounding) for ask in (adjoint, linearity, jit, vmap)]
         return witnesses
+
+    def _own_witness(self, problem: Problem, own: dict[int, OwnDtype], native: Any) -> list[WitnessReport]:
+        if not own:
+            return []
+        worst = max(own.values(), key=lambda result: result.error - result.bound)
+        words = f"{worst.road} is {worst.error:.2g} eps off, {worst.bound:.3g} allowed"
+        wrong = words if not worst.ok else precision.own_value(problem, self.native, native[0][0])
+        return [WitnessReport("own dtype", "fail" if wrong else "pass", f"WRONG: {wrong}" if wrong else words)]
 
     def _own_dtype(self, found: Findings) -> dict[int, OwnDtype]:
         """The own dtype against float64; for leaves that differ on a kink, beside it."""
@@ -271,14 +285,6 @@ def _differences(found: Findings) -> WitnessReport:
     if found.held and found.state == "pass":
         words += " once stop_gradient is held fixed"
     return WitnessReport("differences", found.state, words)
-
-
-def _own_witness(problem: Problem, own: dict[int, OwnDtype]) -> list[WitnessReport]:
-    if not own:
-        return []
-    worst = max(own.values(), key=lambda result: result.error - result.bound)
-    words = f"{worst.road} is {worst.error:.2g} eps off, {worst.bound:.3g} allowed"
-    return [WitnessReport("own dtype", "pass" if worst.ok else "fail", words if worst.ok else f"WRONG: {words}")]
 
 
 _STEPS = ("round", "floor", "ceil", "sign", "round_nearest_even")

@@ -54,7 +54,8 @@ def _pose(
     closed = _trace(judged, vector, promoted)
     example = (vector, np.zeros(spec.size), ())
     taken = roads.reverse(OWN, outputs, example, promoted, remarks)
-    own, plain, reason = _choose(judged, closed, taken, example, options, promoted, remarks)
+    own_eps = max(leaf.eps for leaf in arguments.leaves)
+    own, plain, reason = _choose(judged, closed, taken, example, options, promoted, own_eps, remarks)
     claims: dict[int, Any] = {}
     hand = None
     if options.hand_written is not None:
@@ -68,13 +69,17 @@ def _pose(
             taken.add_note("check_gradients: JAX has no derivative of this function, in neither mode. Give it one "
                            "by jax.custom_jvp or jax.custom_vjp, or state it by hand_written=.")  # fmt: skip
             raise taken
-    own_eps = max(leaf.eps for leaf in arguments.leaves)
     inside = rules.narrowest_of([closed and closed.jaxpr, own and own.jaxpr])
     eps = max(FLOAT64 if promoted else own_eps, inside, options.nondeterminism)
     if promoted and inside > FLOAT64:
         remarks.append(f"float64: inside, the function rounds to eps {inside:.1e}; judged with that noise")
     program = own or plain
-    y = np.zeros_like(example[1]) if program is None else program(*example)[0]
+    try:
+        y = np.zeros_like(example[1]) if program is None else program(*example)[0]
+    except jax.errors.JaxRuntimeError as error:  # a callback that knows one dtype
+        if promoted:
+            raise UnpromotableError(brief(error)) from error
+        raise
     if program is None and not spec.scalar:
         y = Program(judged, (vector, ()), promoted)(vector, ())
     return Problem(
@@ -107,6 +112,7 @@ def _choose(
     example: Sequence[Any],
     options: Options,
     promoted: bool,
+    own_eps: float,
     remarks: list[str],
 ) -> tuple[Program | None, Program | None, str | None]:
     """The programs of the function's own derivative and of the plain one, and why the former is missing."""
@@ -114,7 +120,7 @@ def _choose(
     plain: Program | Exception | None = None
     if options.reference is not None:
         plain = roads.reverse(REFERENCE, judged, example, promoted, remarks)
-    elif closed is not None and rules.has_rules(closed.jaxpr):
+    elif closed is not None and rules.has_plain_form(closed.jaxpr):
         stripped = rules.stripped(closed)
         plain = roads.reverse(REFERENCE, lambda v, extra: stripped(v)[0], example, promoted, remarks)
     if isinstance(plain, Exception):
@@ -123,7 +129,7 @@ def _choose(
     own = None if isinstance(taken, Exception) else taken
     if own is not None and plain is not None:
         rounds = max(rules.narrowest_of([own.jaxpr]), own.gradient_eps)
-        if rounds > max(FLOAT64 if promoted else 0.0, rules.narrowest_of([closed and closed.jaxpr])):
+        if rounds > max(FLOAT64 if promoted else own_eps, rules.narrowest_of([closed and closed.jaxpr])):
             own, reason = None, f"its rule rounds to eps {rounds:.1e}"
     if own is None and plain is not None:
         remarks.append(f"{OWN}: not taken in float64 ({reason}); its own dtype is judged")

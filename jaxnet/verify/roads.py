@@ -20,7 +20,12 @@ from jaxnet.verify.leaves import Arguments, claimed_gradients
 REFERENCE, OWN, HAND = "reference", "jax.grad", "hand"
 Gradient = Callable[[np.ndarray], np.ndarray]
 Outputs = Callable[[Any, Any], Any]  # outputs(v, extra) -> the float outputs as one real vector
-UNTRACEABLE = (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError)
+UNTRACEABLE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 # Six times as fast to compile, and for most functions that is all the time there is.
 _QUICK = {
     "xla_backend_optimization_level": 0,

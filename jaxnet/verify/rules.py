@@ -14,6 +14,7 @@ import numpy as np
 from jax.extend import core
 
 RULES = {"custom_jvp_call", "custom_vjp_call"}
+_KERNELS = {"ffi_call", "pure_callback"}
 # Calls that say only how to compile or store what they hold: evaluated in place.
 _INLINED = RULES | {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"}
 
@@ -28,6 +29,12 @@ def equations(jaxpr: Any) -> Iterator[Any]:
             yield from equations(held)
 
 
+def variables(jaxpr: Any) -> Iterator[Any]:
+    """Every variable and literal in a jaxpr that has a dtype."""
+    for eqn in equations(jaxpr):
+        yield from (v for v in (*eqn.invars, *eqn.outvars) if hasattr(v.aval, "dtype"))
+
+
 def inner(eqn: Any) -> list[Any]:
     """The jaxprs that an equation holds."""
     return list(core.jaxprs_in_params(eqn.params))
@@ -36,6 +43,11 @@ def inner(eqn: Any) -> list[Any]:
 def has_rules(jaxpr: Any) -> bool:
     """Whether a custom derivative rule is called anywhere in `jaxpr`."""
     return any(eqn.primitive.name in RULES for eqn in equations(jaxpr))
+
+
+def has_plain_form(jaxpr: Any) -> bool:
+    """Whether there is a rule that can be left out: one that doesn't itself stand for a kernel."""
+    return any(eqn.primitive.name in RULES and not _is_kernel(eqn) for eqn in equations(jaxpr))
 
 
 def narrowest(jaxpr: Any) -> float:
@@ -52,7 +64,7 @@ def narrowest(jaxpr: Any) -> float:
 
 def coarsest(jaxpr: Any) -> float:
     """The largest machine epsilon of a float that is calculated in `jaxpr`, from data in a narrow dtype too."""
-    dtypes = {v.aval.dtype for eqn in equations(jaxpr) for v in eqn.outvars if hasattr(v.aval, "dtype")}
+    dtypes = {v.aval.dtype for v in variables(jaxpr)}
     return max((float(jnp.finfo(d).eps) for d in dtypes if jnp.issubdtype(d, jnp.inexact)), default=0.0)
 
 
@@ -157,11 +169,24 @@ def inlined(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
 
 def apply(eqn: Any, operands: list[Any]) -> list[Any]:
     """The results of one equation, without its custom rules."""
-    if call := inlined(eqn):
+    if (call := inlined(eqn)) and not _is_kernel(eqn):
         return _evaluate(*call, operands)
     if any(map(has_rules, inner(eqn))):
         return bind(eqn, operands, {name: _strip_param(value) for name, value in eqn.params.items()})
     return bind(eqn, operands, eqn.params)
+
+
+def _is_kernel(eqn: Any) -> bool:
+    """Whether a custom rule stands directly for a kernel: nothing but that rule can differentiate it."""
+    return eqn.primitive.name in RULES and any(map(_calls_a_kernel, inner(eqn)))
+
+
+def _calls_a_kernel(jaxpr: Any) -> bool:
+    return any(
+        eqn.primitive.name in _KERNELS
+        or (eqn.primitive.name not in RULES and any(map(_calls_a_kernel, inner(eqn))))
+        for eqn in jaxpr.eqns
+    )
 
 
 def bind(eqn: Any, operands: list[Any], params: dict[str, Any]) -> list[Any]:

@@ -209,6 +209,98 @@ def test_tolerances_only_widen(option: str, bound: float) -> None:
     assert verify.check_gradients(op, X, **{option: bound}).ok
 
 
+def matmul(w: Any, m: Any) -> Any:
+    return ((m @ w - m @ jnp.ones(4, w.dtype)) ** 2).mean()
+
+
+M = jnp.asarray(np.random.default_rng(0).standard_normal((4, 4)), jnp.float32)
+COMPLEX = jnp.array([1 + 2j, 3 - 1j, 2 + 0.5j, 1 + 0.3j, -2 + 1j, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("fn", "args"),
+    [
+        (jax.nn.relu, (-jnp.ones(4),)),
+        (jax.nn.relu, (jnp.zeros(4),)),
+        (lambda x: jnp.floor(x).sum(), (jnp.array([0.3, 0.6]),)),
+        (lambda w: ((w - 1) ** 2).mean(), (jnp.ones(4),)),
+        (lambda w: (w - 1) ** 2, (jnp.ones(4),)),
+        (lambda x: (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2, (jnp.ones(2),)),
+        (matmul, (jnp.ones(4), M)),
+        (lambda x: (x * jnp.abs(COMPLEX)).sum(), (X,)),
+        (lambda x: (x[x > 0.5] ** 2).sum(), (X,)),
+        (lambda x: x[int(jnp.argmax(x))] ** 2, (X,)),
+    ],
+    ids=[
+        "dead", "on the kink", "steps", "minimum", "minima", "Rosenbrock", "solved system", "complex data",
+        "boolean index", "Python index",
+    ],
+)  # fmt: skip
+def test_right_where_much_vanishes_or_cannot_be_traced(fn: Any, args: Any) -> None:
+    report = verify.check_gradients(fn, *args)
+    assert report.ok, str(report)
+
+
+def test_a_callback_that_knows_one_dtype_is_judged_in_its_own() -> None:
+    def square(x: Any) -> Any:
+        host = lambda v: np.asarray(v, np.float32) ** 2  # noqa: E731
+        return jax.pure_callback(host, jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="expand_dims")
+
+    assert verify.check_gradients(rule(lambda x, dy: 2 * x * dy, square), X).ok
+    assert verify.check_gradients(rule(lambda x, dy: 3 * x * dy, square), X).state == "fail"
+
+
+def test_a_forward_pass_that_is_wrong_in_the_own_dtype() -> None:
+    op = jax.custom_vjp(jnp.sin)
+    op.defvjp(lambda x: (jnp.sin(x) * (2 if x.dtype == jnp.float32 else 1), x), lambda x, dy: (dy * jnp.cos(x),))
+    assert states(verify.check_gradients(op, X))["own dtype"] == "fail"
+
+
+def test_what_stop_gradient_excuses_excuses_nothing_else() -> None:
+    stop = jax.lax.stop_gradient
+    op = rule(lambda y, dy: 2 * y * dy, lambda y: y * stop(y))
+
+    def fn(x: Any, y: Any) -> Any:
+        return (x + stop(jnp.round(3 * x) - 3 * x)).sum() + op(y).sum()
+
+    assert {leaf.name: leaf.state for leaf in verify.check_gradients(fn, X, X).leaves} == {
+        "x": "pass",
+        "y": "pass",
+    }
+
+
+def test_value_that_is_not_finite_has_no_gradient() -> None:
+    report = verify.check_gradients(lambda x: (x**2).sum(), X.at[0].set(jnp.nan))
+    assert report.state == "undecided", str(report)
+
+
+@pytest.mark.parametrize(
+    ("option", "error"),
+    [
+        ({"rtol": -1.0}, ValueError),
+        ({"atol": float("nan")}, ValueError),
+        ({"nondeterminism": float("inf")}, ValueError),
+        ({"order": 3}, ValueError),
+        ({"constant": "z"}, ValueError),
+    ],
+)
+def test_options_that_mean_nothing(option: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=str(next(iter(option)))):
+        verify.check_gradients(jnp.sin, X, **option)
+
+
+def test_kernels_keep_their_own_rule_in_the_reference() -> None:
+    @jax.custom_jvp
+    def kernel(x: Any) -> Any:
+        return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="expand_dims")
+
+    kernel.defjvp(lambda x, dx: (kernel(x[0]), jnp.cos(x[0]) * dx[0]))
+    wrong = rule(lambda x, dy: dy * 2, lambda x: kernel(x) ** 2)
+    report = verify.check_gradients(wrong, X)
+    assert report.leaves[0].deviations["reference"] is not None
+    assert report.state == "fail"
+
+
 def test_undecided_is_not_ok() -> None:
     noise = rule(right, lambda x: jnp.sin(x) + 1e-2 * jnp.sin(1e9 * x))
     report = verify.check_gradients(lambda x: noise(x), X)
