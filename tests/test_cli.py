@@ -107,6 +107,7 @@ def test_mistakes(run, arguments, message):
         ("--epochs 0", "Invalid value for '--epochs': 0 is not in the range x>=1."),
         ("--seed -1", "Invalid value for '--seed': -1 is not in the range 0<=x<=4294967295."),
         ("--hidden 4,x", "Invalid value for '--hidden': '4,x' is not a list of whole numbers such as 128,64."),
+        ("--hidden ,", "Invalid value for '--hidden': ',' is not a list of whole numbers such as 128,64."),
         ("--hidden 0", "Invalid value for '--hidden': '0' is not a list of whole numbers from 1 to 16777216."),
         (
             "--hidden 99999999999",

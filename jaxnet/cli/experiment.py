@@ -40,7 +40,7 @@ class WholeNumbers(click.ParamType):
         if isinstance(value, (tuple, list)):
             return tuple(value)
         try:
-            numbers = tuple(int(part) for part in value.split(",") if part.strip())
+            numbers = tuple(int(part) for part in (value.split(",") if value.strip() else ()))
         except ValueError:
             self.fail(f"{value!r} is not a list of whole numbers such as 128,64.", parameter, context)
         if not all(0 < number <= _LARGEST for number in numbers):
