@@ -115,7 +115,11 @@ def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], tape: Tape, int
 
 
 def _scan(params: Any, operands: list[Any], tape: Tape, into_rules: bool) -> list[Any]:
-    body, fixed, carried = params["jaxpr"], params["num_consts"], params["num_carry"]
+    body = params["jaxpr"]
+    if "num_consts" in params:
+        fixed, carried = params["num_consts"], params["num_carry"]
+    else:  # from jax 0.11 on
+        fixed, carried, _ = (len(part.vals) for part in params["ft_in"].unpack())
     consts, init, xs = operands[:fixed], operands[fixed : fixed + carried], operands[fixed + carried :]
 
     def step(carry: Any, inputs: Any) -> Any:
