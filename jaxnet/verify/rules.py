@@ -63,8 +63,9 @@ def narrowest(jaxpr: Any) -> float:
 
 
 def coarsest(jaxpr: Any) -> float:
-    """The largest machine epsilon of a float that is calculated in `jaxpr`, from data in a narrow dtype too."""
-    dtypes = {v.aval.dtype for v in variables(jaxpr)}
+    """The largest machine epsilon of a float that `jaxpr` calculates, not only moves, as from narrow data."""
+    calculated = (eqn for eqn in equations(jaxpr) if eqn.primitive.name not in _MOVES | {"device_put"})
+    dtypes = {v.aval.dtype for eqn in calculated for v in eqn.outvars if hasattr(v.aval, "dtype")}
     return max((float(jnp.finfo(d).eps) for d in dtypes if jnp.issubdtype(d, jnp.inexact)), default=0.0)
 
 
