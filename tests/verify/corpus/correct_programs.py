@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .registry import Setup, correct, normal, positive, rule, setup, tangent_rule
+from .registry import Setup, correct, normal, positive, rule, setup, tangent_rule, transposed_sine
 
 
 @correct(order=2)
@@ -136,14 +136,4 @@ def noise_within_the_stated_bound(rng: Any) -> Setup:
 @correct()
 def linear_call_with_a_right_transpose(rng: Any) -> Setup:
     """Forward and reverse mode by two functions that agree."""
-
-    @jax.custom_jvp
-    def op(x: Any) -> Any:
-        return jnp.sin(x)
-
-    @op.defjvp
-    def _(primals: Any, tangents: Any) -> Any:
-        (x,), (dx,) = primals, tangents
-        return op(x), jax.custom_derivatives.linear_call(lambda c, t: c * t, lambda c, ct: c * ct, jnp.cos(x), dx)
-
-    return setup(op, normal(rng, 4))
+    return setup(transposed_sine(lambda c, t: c * t, lambda c, ct: c * ct), normal(rng, 4))

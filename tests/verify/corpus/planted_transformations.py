@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .registry import Setup, normal, planted, positive, rule, setup
+from .registry import Setup, normal, planted, positive, rule, setup, transposed_sine
 
 
 def traced(*values: Any) -> bool:
@@ -81,35 +81,13 @@ def second_call_finds_another_buffer(rng: Any) -> Setup:
 @planted("x", witness="adjoint")
 def transpose_of_the_tangent_is_wrong(rng: Any) -> Setup:
     """Forward mode is right; a linear_call brings a transpose of its own, which is twice the right one."""
-
-    @jax.custom_jvp
-    def op(x: Any) -> Any:
-        return jnp.sin(x)
-
-    @op.defjvp
-    def _(primals: Any, tangents: Any) -> Any:
-        (x,), (dx,) = primals, tangents
-        call = jax.custom_derivatives.linear_call(lambda c, t: c * t, lambda c, ct: 2 * c * ct, jnp.cos(x), dx)
-        return op(x), call
-
-    return setup(op, normal(rng, 4))
+    return setup(transposed_sine(lambda c, t: c * t, lambda c, ct: 2 * c * ct), normal(rng, 4))
 
 
 @planted(witness="adjoint")
 def forward_mode_alone_is_wrong(rng: Any) -> Setup:
     """The other way round: jax.grad is right, jax.jvp has a wrong sign."""
-
-    @jax.custom_jvp
-    def op(x: Any) -> Any:
-        return jnp.sin(x)
-
-    @op.defjvp
-    def _(primals: Any, tangents: Any) -> Any:
-        (x,), (dx,) = primals, tangents
-        call = jax.custom_derivatives.linear_call(lambda c, t: -c * t, lambda c, ct: c * ct, jnp.cos(x), dx)
-        return op(x), call
-
-    return setup(op, normal(rng, 4))
+    return setup(transposed_sine(lambda c, t: -c * t, lambda c, ct: c * ct), normal(rng, 4))
 
 
 @planted("x", reverse=False)

@@ -110,6 +110,15 @@ def tangent_rule(fn: Callable[..., Any], tangent: Callable[..., Any]) -> Any:
     return op
 
 
+def transposed_sine(tangent: Callable[..., Any], transpose: Callable[..., Any]) -> Any:
+    """sin x, with `tangent(cos x, dx)` as its custom_jvp and `transpose(cos x, dy)` as the transpose of that."""
+
+    def linear(x: Any, dx: Any) -> Any:
+        return jax.custom_derivatives.linear_call(tangent, transpose, jnp.cos(x), dx)
+
+    return tangent_rule(lambda x: jnp.sin(x), linear)
+
+
 def normal(rng: np.random.Generator, *shape: int, dtype: Any = jnp.float32) -> jax.Array:
     return jnp.asarray(rng.standard_normal(shape), dtype)
 
