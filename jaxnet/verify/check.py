@@ -34,18 +34,20 @@ def check_gradients(
     r"""Compare the roads to the gradient of `fn` at `args`, leaf by leaf, and question the witnesses.
 
     The roads are autodiff of the plain function ("reference": `reference` if it is given, else `fn` with
-    every `custom_jvp` and `custom_vjp` rule left out), `jax.grad` with the function's own rules, a
-    hand-written gradient if there is one, and finite differences in float64. The last judge the others:
-    along random directions u, and at single elements, with D ± err from a Richardson table,
+    every `custom_jvp` and `custom_vjp` rule left out but those that stand for a kernel), `jax.grad` with the
+    function's own rules, a hand-written gradient if there is one, and finite differences in float64. The last
+    judge the others: along random directions u, and at single elements, with D ± err from a Richardson table,
 
         |⟨g, u⟩ - D| ≤ 10·err + 1e-9·max(|⟨g, u⟩|, |D|) + 1e-12·Σ|g·u|.
 
     There is no tolerance to choose. A leaf where err is too large to tell is "undecided", which is not ok.
     The gradient in the leaves' own dtype is held against the one in float64, in machine epsilons (see
-    precision.py). The other witnesses: the adjoint identity of forward and reverse mode, linearity of the
-    pullback, `jit` and `vmap`, two calls, the form of the gradient, and order 2 if it is asked for.
+    precision.py). The other witnesses: the adjoint identity of forward and reverse mode, the complex step,
+    linearity of the pullback, `jit` and `vmap`, two calls, the form of the gradient, and order 2 if it is
+    asked for.
 
-    At a kink any subgradient is right. What `fn` passes through `stop_gradient` is held fixed at its value.
+    At a kink any subgradient is right: an element of the convex hull of the gradients nearby. What `fn`
+    passes through `stop_gradient` is held fixed at its value.
 
     Args:
         fn: any JAX function with a float output. If that is not a real scalar, a random cotangent is used.
@@ -56,7 +58,7 @@ def check_gradients(
         hand_written: `hand_written(*args)` returns the gradients to be proved: a tuple with one entry per
             argument, of the argument's tree (None for what cannot be differentiated). Arguments beyond
             its end have no claim.
-        constant: names or numbers of arguments, or names of leaves in them, to be held fixed.
+        constant: name or number of an argument, or name of a leaf, to be held fixed; or several of them.
         order: 2 also examines the gradient of the gradient.
         around: other points to examine: some of "negated", "small", "large", "zeros", "ties", or "all".
         nondeterminism: by how much two calls may differ, relative to a leaf's largest element.
@@ -68,9 +70,10 @@ def check_gradients(
         A `Report`: `.ok`, `.leaves`, `.witnesses`, `str(report)`, `.to_html(path)`.
 
     Raises:
-        ValueError: no float output, nothing to differentiate, an option that does not exist, or
-            `hand_written` disagrees with the arguments' tree or shapes.
-        TypeError: `hand_written` does not return a tuple, or `fn` takes other arguments.
+        ValueError: no float output, nothing to differentiate, an option that does not exist, a tolerance
+            that is negative or not finite, or `hand_written` disagrees with the arguments' tree or shapes.
+        TypeError: `hand_written` does not return a tuple, `fn` is no function or takes other arguments,
+            or the seed is no integer.
         Exception: what `fn` itself raises comes through, with a note that says so.
 
     Example:

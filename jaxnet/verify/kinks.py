@@ -61,8 +61,8 @@ def excuse(problem: Problem, base: Examination, rounding: Rounding) -> dict[int,
     nearby = _nearby(problem, base, sizes, rng)
     what = "jumps" if any(base.judged[n].jumped for n in suspects) else "has a kink"
     problem.remarks.append(
-        f"the function {what} at this point: formulas were judged at a point moved by 1e-3, and here each "
-        "element must lie between the gradients nearby"
+        f"the function {what} at this point: formulas were judged at a point moved by 1e-3, and here "
+        "the gradient must lie in the convex hull of those nearby"
     )
     return {n: _excuse(problem, base, again, nearby, n) for n in suspects}
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet.verify import roads, rules
+from jaxnet.verify import roads
 from jaxnet.verify.differences import DIRECTIONS, join, within
 from jaxnet.verify.problem import FLOAT64, Problem, Rounding
 from jaxnet.verify.report import Worst
@@ -58,34 +58,6 @@ class Native:
         except roads.UNTRACEABLE:
             y, gradients = self.plain(arrays, jax.device_put(w))
         return np.asarray(y, np.float64), gradients
-
-
-def own_value(problem: Problem, native: Native, y: np.ndarray) -> str | None:
-    """What is wrong, in the own dtype, with the value that the rules' forward passes return; None if nothing is.
-
-    ‖y' - y‖ ≤ (48·eps + √n·eps₃₂)·‖y‖ + 16·(change of y when the arguments are perturbed by eps/2).
-    """
-    if (
-        problem.closed is None
-        or not rules.has_rules(problem.closed.jaxpr)
-        or problem.options.reference is not None
-    ):
-        return None
-
-    def value(point: np.ndarray) -> np.ndarray:
-        return np.asarray(native.forward(native.arguments.round(point)), np.float64)
-
-    expected = value(problem.point)
-    change = max(
-        float(np.linalg.norm(value(point) - expected)) for point in perturbed(problem, problem.own_eps / 2, 3)
-    )
-    relative = 48 * problem.own_eps + np.sqrt(problem.longest_sum) * float(jnp.finfo(jnp.float32).eps)
-    allowed = max(relative, problem.floor) * float(np.linalg.norm(expected)) + 16 * change
-    gap = np.where(y == expected, 0, np.abs(y - expected))
-    if not np.linalg.norm(gap) > allowed:
-        return None
-    place = int(gap.argmax())
-    return f"under jax.grad output {place} is {y[place]:.9g}, without {expected[place]:.9g}"
 
 
 def rounding(problem: Problem) -> Rounding:

@@ -83,3 +83,15 @@ def test_order_two_keeps_what_a_rule_hides() -> None:
     op.defvjp(lambda x: (jnp.sin(x), x), lambda x, dy: (dy * jnp.cos(stop(x)),))
     assert verify.check_gradients(lambda x: x * stop(x**2), X, order=2).ok
     assert verify.check_gradients(lambda x: op(x) * stop(x**2), X, order=2).state == "fail"
+
+
+def test_what_cannot_be_held_fixed_is_undecided() -> None:
+    def fn(x: Any) -> Any:
+        solve = lambda mv, b: b / 2  # noqa: E731
+        return jax.lax.custom_linear_solve(
+            lambda y: 2 * y * stop(jnp.ones(())), x * stop(x), solve, symmetric=True
+        )
+
+    report = verify.check_gradients(fn, X)
+    assert report.state == "undecided", str(report)
+    assert "custom_linear_solve cannot be held fixed" in str(report).replace("\n        ", " ")
