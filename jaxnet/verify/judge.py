@@ -25,6 +25,7 @@ _SOME_ELEMENTS = 8
 _LINES = 512  # lines of one examination beside the directions, where the vector is short
 _MOVED = 2.0**29  # floats that the lines of one examination may move: some seconds of a CPU
 _EVALUATIONS = 13.0  # per line
+_SUMMED = 4096  # roundings of a leaf's largest element that any of its elements may carry
 _ONE_ORDER = 100.0  # ratio of derivatives in one group: an error of 1e-6 of the smallest is seen then
 
 
@@ -135,6 +136,8 @@ def examine(problem: Problem, point: np.ndarray, rounding: Rounding, chosen: lis
         groups = split
     for judged in seen.judged.values():
         _compare(seen, judged)
+        if judged.wrong - {REFERENCE} and not judged.kinked:
+            judged.kinked = not _additive(seen, judged.number)
     return seen
 
 
@@ -186,15 +189,16 @@ def _some_elements(seen: Examination, chosen: list[int], lines: int) -> Probes:
         else:
             mine = np.concatenate([[0, size - 1], rng.integers(0, size, _SOME_ELEMENTS - 2)])
             for gap, tolerance in gaps(seen, number).values():
-                mine = np.concatenate([np.argsort(gap)[-3:], mine]) if gap.max() > tolerance else mine
+                beyond = gap - tolerance
+                mine = np.concatenate([np.argsort(beyond)[-3:], mine]) if beyond.max() > 0 else mine
             mine = np.unique(mine[: max(limit, 3)])
         numbers += [number] * len(mine)
         places += [leaf.start + int(i) for i in mine]
     return differences.at_elements(numbers, places)
 
 
-def gaps(seen: Examination, number: int) -> dict[tuple[str, str], tuple[np.ndarray, float]]:
-    """Elementwise differences of each pair of roads, and the difference that means nothing."""
+def gaps(seen: Examination, number: int) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+    """Elementwise differences of each pair of roads, and the differences that mean nothing."""
     part = seen.problem.arguments.leaves[number].part
     roads = roads_for(seen.problem, number, seen.gradients)
     found = {}
@@ -207,12 +211,17 @@ def gaps(seen: Examination, number: int) -> dict[tuple[str, str], tuple[np.ndarr
     return found
 
 
-def nothing(seen: Examination, number: int, gradient: np.ndarray) -> float:
-    """The difference from `gradient` in an element of the leaf that means nothing."""
-    part = seen.problem.arguments.leaves[number].part
-    size = float(np.abs(gradient).max(initial=0, where=np.isfinite(gradient)))
-    unseen = 16 * float(seen.rounding.gradient[part].max())
-    return seen.problem.floor * size + unseen + seen.problem.options.atol
+def nothing(seen: Examination, number: int, gradient: np.ndarray) -> np.ndarray:
+    """The difference from each element of the leaf's `gradient` that means nothing."""
+    problem, part = seen.problem, seen.problem.arguments.leaves[number].part
+    sizes = np.abs(np.where(np.isfinite(gradient), gradient, 0))
+    found: np.ndarray = problem.floor * sizes + rounded(problem) * sizes.max(initial=0)
+    return found + 16 * seen.rounding.gradient[part] + problem.options.atol
+
+
+def rounded(problem: Problem) -> float:
+    """What sums leave in an element of a leaf, relative to the leaf's largest."""
+    return min(problem.floor, _SUMMED * problem.eps)
 
 
 def _judge_group(seen: Examination, group: list[int], found: Estimate) -> bool:
@@ -258,7 +267,8 @@ def _attribute(seen: Examination, results: dict[int, Judged], off: Mapping[str, 
             part = seen.problem.arguments.leaves[number].part
             expected = seen.gradients[right][part]
             with np.errstate(invalid="ignore"):
-                if not np.abs(seen.gradients[road][part] - expected).max() <= nothing(seen, number, expected):
+                gap = np.abs(seen.gradients[road][part] - expected)
+                if not (gap <= nothing(seen, number, expected)).all():
                     result.wrong.add(road)
         if not any(road in result.wrong for result in results.values()):
             return False
@@ -273,9 +283,9 @@ def _judge_elements(seen: Examination, number: int, places: np.ndarray, found: E
     for road in roads_for(seen.problem, number, seen.gradients):
         g = seen.gradients[road]
         claims = g[places] * steps[places]
-        # An element is judged on the scale of its leaf: no difference sees elements a billion times smaller.
+        # What sums leave in an element is known on the scale of its leaf.
         bound = seen.bound(found, claims, steps[places])
-        bound += seen.problem.floor * np.abs(g[leaf.part] * steps[leaf.part]).max()
+        bound += rounded(seen.problem) * np.abs(g[leaf.part] * steps[leaf.part]).max()
         with np.errstate(invalid="ignore"):
             if (~(np.abs(claims - found.derivative) <= bound)).any():
                 judged.wrong.add(road)
@@ -309,6 +319,22 @@ def _resolve(
         result.negligible |= bool(tiny.all())
 
 
+def _additive(seen: Examination, number: int) -> bool:
+    """Whether the derivative along a direction is the sum of those along its parts: halves of the leaf, the rest.
+
+    The median of equal numbers has a kink that no line shows: along each its slope is the same on both sides.
+    """
+    leaf, size = seen.problem.arguments.leaves[number], seen.point.size
+    ends = sorted({0, leaf.start, (leaf.start + leaf.stop) // 2, leaf.stop, size})
+    for row in range(DIRECTIONS):
+        probes = differences.within([number] * len(ends), row, [0, *ends[:-1]], [size, *ends[1:]])
+        found = seen.differences(probes, ())
+        gap = abs(found.derivative[0] - found.derivative[1:].sum())
+        if gap > 10 * found.error.sum() + 1e-5 * np.abs(found.derivative).sum():
+            return False
+    return True
+
+
 def _compare(seen: Examination, result: Judged) -> None:
     """Compare, element by element, the roads that differences found nothing against."""
     part = seen.problem.arguments.leaves[result.number].part
@@ -317,4 +343,4 @@ def _compare(seen: Examination, result: Judged) -> None:
             size = np.abs(seen.gradients[second][part]).max()
             relative = float(gap.max() / size) if size else float(gap.max() > 0)
             result.spread = max(result.spread or 0.0, relative)
-            result.disputed |= bool(gap.max() > tolerance)
+            result.disputed |= bool((gap > tolerance).any())

@@ -16,7 +16,7 @@ from jaxnet.verify import differences
 from jaxnet.verify.diagnose import Evidence, Influence, diagnose
 from jaxnet.verify.differences import DIRECTIONS, ELEMENT
 from jaxnet.verify.error_map import ErrorMap
-from jaxnet.verify.judge import Examination, affordable_lines, nothing, roads_for
+from jaxnet.verify.judge import Examination, affordable_lines, nothing, roads_for, rounded
 from jaxnet.verify.leaves import Leaf
 from jaxnet.verify.report import Worst
 from jaxnet.verify.roads import HAND, OWN, REFERENCE
@@ -87,7 +87,7 @@ def _by_road(seen: Examination, number: int, got: np.ndarray, right: str) -> _Kn
     allowed = nothing(seen, number, expected)
     with np.errstate(invalid="ignore"):
         wrong = ~(np.abs(got - expected) <= allowed)
-    return _Known(np.arange(got.size), expected, np.full(got.size, allowed), wrong)
+    return _Known(np.arange(got.size), expected, allowed, wrong)
 
 
 def _by_differences(seen: Examination, number: int, road: str) -> _Known:
@@ -110,7 +110,7 @@ def _by_differences(seen: Examination, number: int, road: str) -> _Known:
     claims = got[places] * steps[places]
     with np.errstate(invalid="ignore"):
         bound = seen.bound(taken, claims, steps[places])
-        bound += seen.problem.floor * np.abs(np.nan_to_num(got) * steps).max()
+        bound += rounded(seen.problem) * np.abs(np.nan_to_num(got) * steps).max()
         wrong = ~(np.abs(claims - taken.derivative) <= bound)
     return _Known(places, taken.derivative / steps[places], taken.error / steps[places], wrong)
 

@@ -226,3 +226,9 @@ def total_variation_of_a_flat_image(rng: Any) -> Setup:
 def largest_minus_smallest(rng: Any) -> Setup:
     """max - min of equal numbers is 0 at its kink."""
     return setup(lambda x: x.max() - x.min(), jnp.full(4, 1.5) * positive(rng))
+
+
+@correct()
+def median_of_equal_numbers(rng: Any) -> Setup:
+    """No element moves it alone, yet its derivative along a direction is the direction's median."""
+    return setup(jnp.median, jnp.ones(5 + int(rng.integers(2))))

@@ -135,3 +135,13 @@ def tangent_without_one_argument(rng: Any) -> Setup:
     """hypot's custom_jvp forgets its second argument, in a NamedTuple."""
     hypot = tangent_rule(lambda x, y: jnp.sqrt(x**2 + y**2), lambda x, y, dx, dy: x * dx / jnp.sqrt(x**2 + y**2))
     return setup(lambda point: hypot(point.x, point.y), Point(positive(rng, 4), positive(rng, 4)))
+
+
+@planted("x", index=(9,))
+def twice_an_element_a_billion_times_smaller(rng: Any) -> Setup:
+    """Its derivative doesn't show among the others', yet it is known as exactly as theirs."""
+    sizes = jnp.logspace(0, -9, 10)
+    wrong = jnp.ones(10).at[9].set(2.0)
+    return setup(
+        rule(lambda x: jnp.sin(x) * sizes, lambda x, y, dy: (dy * wrong * sizes * jnp.cos(x),)), normal(rng, 10)
+    )
