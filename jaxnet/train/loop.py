@@ -53,7 +53,7 @@ def fit(
         epochs: passes over `batches`, those before a resume included.
         run: a folder for `config.json`, `metrics.csv` and checkpoints; None writes nothing.
         resume: go on from the last whole checkpoint in `run`.
-        config: what `config.json` records beside the versions.
+        config: what `config.json` records beside the versions; on a resume it is recorded anew.
         evaluate: called with the parameters after each epoch; its metrics are recorded as `test_…`.
         checkpoint_every: steps between checkpoints (after the call that reaches them); None: each epoch.
         progress: whether to show it.
@@ -64,7 +64,8 @@ def fit(
         Interrupted: after Ctrl-C or SIGTERM, once a checkpoint is written.
         FileExistsError, FileNotFoundError: if `run` exists and isn't to be resumed, or the other way round.
         OSError: if a file can't be written.
-        ValueError: for an empty batch, labels out of range, epochs or checkpoint_every < 1.
+        ValueError: for an empty batch, labels out of range, epochs or checkpoint_every < 1, fewer epochs than
+            a resumed run has behind it.
 
     Example:
         >>> state = train.fit(state, step, batches, epochs=5, run="runs/digits")
@@ -76,8 +77,12 @@ def fit(
     if run is not None:
         folder = RunFolder(run, resume=resume)
         state = folder.restore(state) if resume else state
-        if not folder.checkpoints.steps():
+        if int(state.step) > epochs * len(source):
+            done = int(state.step) / len(source)
+            raise ValueError(f"{run} has {done:g} epochs behind it; resume it to more than epochs={epochs}")
+        if config is not None or not resume:
             folder.configure(config or {})
+        if not folder.checkpoints.steps():
             folder.save(state)
     trainer = _Trainer(step, source, epochs, folder, evaluate, checkpoint_every or len(source), progress)
     return trainer.train(state)

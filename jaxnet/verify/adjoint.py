@@ -146,8 +146,7 @@ def allowance(
 
 def beyond(problem: Problem, got: np.ndarray, expected: np.ndarray, allowed: np.ndarray) -> list[str]:
     """Names of the leaves in which two gradients differ by more than is allowed; NaN equals NaN."""
-    with np.errstate(invalid="ignore"):
-        off = ~(np.abs(got - expected) <= allowed) & ~(got == expected) & ~(np.isnan(got) & np.isnan(expected))
+    off = ~(np.abs(got - expected) <= allowed) & ~(got == expected) & ~(np.isnan(got) & np.isnan(expected))
     return [leaf.name for leaf in problem.arguments.leaves if off[leaf.part].any()]
 
 

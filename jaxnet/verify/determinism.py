@@ -15,8 +15,7 @@ def determinism(problem: Problem, first: list[Any], second: list[Any]) -> Witnes
         if np.asarray(a).tobytes() == np.asarray(b).tobytes():
             continue
         wide = [np.asarray(v).astype(np.complex128) for v in (a, b)]
-        with np.errstate(invalid="ignore"):
-            gap = np.abs(wide[0] - wide[1])
+        gap = np.abs(wide[0] - wide[1])
         gap = np.where(np.isnan(wide[0]) & np.isnan(wide[1]), 0, np.nan_to_num(gap, nan=np.inf))
         relative = float(gap.max() / (np.abs(wide[0]).max() or 1.0))
         if relative >= worst:

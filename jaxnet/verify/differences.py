@@ -274,8 +274,7 @@ def finer(
     The derivative is a limit: a bump narrower than all the steps, or a pole between them, is not in it.
     """
     fine = _ridders(lines, point, table, probes, eps, rounding, _FINE)
-    with np.errstate(invalid="ignore"):
-        apart = np.abs(fine.derivative - found.derivative) > 10 * (fine.error + found.error)
+    apart = np.abs(fine.derivative - found.derivative) > 10 * (fine.error + found.error)
     pairs = zip(fine.columns, found.columns, strict=True)
     return Estimate(*(np.where(apart, new, old) for new, old in pairs))
 
@@ -292,21 +291,20 @@ def _ridders(
     values = lines(point, table, probes, np.concatenate([[0.0], steps, -steps])).astype(np.float64)
     centre, plus, minus = values[:, 0], values[:, 1 : 1 + len(steps)], values[:, 1 + len(steps) :]
     noise = eps * np.abs(centre) + rounding
-    with np.errstate(invalid="ignore", over="ignore"):
-        column = (plus - minus) / (2 * steps)
-        bend = np.abs(plus - 2 * centre[:, None] + minus) / steps
-        # x + h·u is rounded too, and the slope there is that of the point and the bend.
-        unsure = noise[:, None] + eps * np.nan_to_num(bend, posinf=0)
-        best, error = column[:, -1].copy(), np.full(len(column), np.inf)
-        for j in range(1, len(steps)):
-            coarse, fine = column[:, :-1], column[:, 1:]
-            column = fine + (fine - coarse) / (16.0**j - 1)
-            guess = np.maximum(np.abs(column - fine), np.abs(column - coarse))
-            guess = np.where(np.isfinite(guess), guess + 4 * unsure[:, j:] / steps[j:], np.inf)
-            pick = guess.argmin(axis=1)[:, None]
-            least = np.take_along_axis(guess, pick, 1)[:, 0]
-            best = np.where(least < error, np.take_along_axis(column, pick, 1)[:, 0], best)
-            error = np.minimum(error, least)
+    column = (plus - minus) / (2 * steps)
+    bend = np.abs(plus - 2 * centre[:, None] + minus) / steps
+    # x + h·u is rounded too, and the slope there is that of the point and the bend.
+    unsure = noise[:, None] + eps * np.nan_to_num(bend, posinf=0)
+    best, error = column[:, -1].copy(), np.full(len(column), np.inf)
+    for j in range(1, len(steps)):
+        coarse, fine = column[:, :-1], column[:, 1:]
+        column = fine + (fine - coarse) / (16.0**j - 1)
+        guess = np.maximum(np.abs(column - fine), np.abs(column - coarse))
+        guess = np.where(np.isfinite(guess), guess + 4 * unsure[:, j:] / steps[j:], np.inf)
+        pick = guess.argmin(axis=1)[:, None]
+        least = np.take_along_axis(guess, pick, 1)[:, 0]
+        best = np.where(least < error, np.take_along_axis(column, pick, 1)[:, 0], best)
+        error = np.minimum(error, least)
     # What converges over coarser steps does not jump: its rounding grows near the point.
     torn = _torn(bend * steps, noise) | (_torn(np.abs(plus - minus), noise) & (error > 1e-3 * np.abs(best)))
     error[torn] = np.inf  # nothing can be told from values that do not come together
@@ -319,8 +317,7 @@ def _ridders(
 def _torn(differences: np.ndarray, noise: np.ndarray) -> np.ndarray:
     """Whether differences of φ do not go to zero with the step: over two steps they must fall 16-fold."""
     last, before = differences[:, -1], differences[:, -3]
-    with np.errstate(invalid="ignore"):
-        return np.isfinite(before) & (last > 0.5 * before) & (last > 32 * noise)
+    return np.isfinite(before) & (last > 0.5 * before) & (last > 32 * noise)
 
 
 def _kinks(bend: np.ndarray, noise: np.ndarray, steps: np.ndarray) -> np.ndarray:

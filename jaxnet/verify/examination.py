@@ -80,6 +80,7 @@ class Check:
         self.recorder: frozen.Recorder | None = None
         self.second: Problem | None = None
 
+    @np.errstate(all="ignore")  # a function may be infinite or NaN somewhere: that is what is looked for
     def report(self, seed: int, began: float | None = None, *, exact: bool = True) -> Report:
         """The report of one seed; without the witnesses that need no step size if not `exact`."""
         began = time.perf_counter() if began is None else began

@@ -205,8 +205,7 @@ def gaps(seen: Examination, number: int) -> dict[tuple[str, str], tuple[np.ndarr
     for first, second in ((OWN, REFERENCE), (HAND, REFERENCE), (HAND, OWN)):
         if first in roads and second in roads:
             a, b = seen.gradients[first][part], seen.gradients[second][part]
-            with np.errstate(invalid="ignore"):
-                gap = np.nan_to_num(np.abs(a - b), nan=np.inf)
+            gap = np.nan_to_num(np.abs(a - b), nan=np.inf)
             found[first, second] = (gap, nothing(seen, number, b))
     return found
 
@@ -241,8 +240,7 @@ def _judge_group(seen: Examination, group: list[int], found: Estimate) -> bool:
                 moved[k] += np.abs(seen.table[row, part]).sum()
                 sizes[number, k] = float(np.linalg.norm(terms))
         bound = seen.bound(found, claims, moved) + 1e-12 * summed
-        with np.errstate(invalid="ignore"):
-            missed = ~(np.abs(claims - found.derivative) <= bound)
+        missed = ~(np.abs(claims - found.derivative) <= bound)
         # One direction of four is no proof: an estimate of the error can be unlucky.
         off[road] = True if missed.sum() > 1 or missed[DIRECTIONS:].any() else None if missed.any() else False
         for number, result in results.items():
@@ -266,10 +264,9 @@ def _attribute(seen: Examination, results: dict[int, Judged], off: Mapping[str, 
         for number, result in results.items():
             part = seen.problem.arguments.leaves[number].part
             expected = seen.gradients[right][part]
-            with np.errstate(invalid="ignore"):
-                gap = np.abs(seen.gradients[road][part] - expected)
-                if not (gap <= nothing(seen, number, expected)).all():
-                    result.wrong.add(road)
+            gap = np.abs(seen.gradients[road][part] - expected)
+            if not (gap <= nothing(seen, number, expected)).all():
+                result.wrong.add(road)
         if not any(road in result.wrong for result in results.values()):
             return False
     return None not in off.values()
@@ -286,9 +283,8 @@ def _judge_elements(seen: Examination, number: int, places: np.ndarray, found: E
         # What sums leave in an element is known on the scale of its leaf.
         bound = seen.bound(found, claims, steps[places])
         bound += rounded(seen.problem) * np.abs(g[leaf.part] * steps[leaf.part]).max()
-        with np.errstate(invalid="ignore"):
-            if (~(np.abs(claims - found.derivative) <= bound)).any():
-                judged.wrong.add(road)
+        if (~(np.abs(claims - found.derivative) <= bound)).any():
+            judged.wrong.add(road)
 
 
 def _resolve(
@@ -306,10 +302,9 @@ def _resolve(
     scale = np.maximum(np.nan_to_num(size), np.abs(derivative))
     decided = bound <= problem.resolution * scale
     tiny = 10 * error <= max(1e-9 / problem.eps, 1e3) * found.noise[:DIRECTIONS]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        gap = np.abs(claims - derivative)
-        relative = np.where(gap == 0, 0.0, gap / scale)
-        bounds = np.where(scale > 0, 10 * error / scale, np.inf)
+    gap = np.abs(claims - derivative)
+    relative = np.where(gap == 0, 0.0, gap / scale)
+    bounds = np.where(scale > 0, 10 * error / scale, np.inf)
     chosen = decided if decided.any() else np.ones(DIRECTIONS, bool)
     result.deviations[road] = float(np.nan_to_num(relative[chosen], nan=np.inf).max())
     if not wrong:

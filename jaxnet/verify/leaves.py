@@ -164,10 +164,15 @@ def take_apart(fn: Callable[..., Any], args: tuple[Any, ...], constant: Sequence
     if not leaves:
         raise ValueError(
             f"check_gradients needs at least one non-empty array of float dtype among the arguments; got "
-            f"{[str(getattr(v, 'dtype', type(v).__name__)) for _, v in flat]}"
+            f"{[_described(v) for _, v in flat]}"
             f"{f', with constant={sorted(fixed)}' if fixed else ''}. Pass the parameters as floats."
         )
     return Arguments(treedef, tuple(value for _, value in flat), tuple(leaves))
+
+
+def _described(value: Any) -> str:
+    """Dtype and shape of an array, the type of anything else."""
+    return f"{value.dtype}{list(value.shape)}" if hasattr(value, "dtype") else type(value).__name__
 
 
 def claimed_gradients(arguments: Arguments, gradients: Any, count: int) -> dict[int, Any]:

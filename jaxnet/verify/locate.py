@@ -56,8 +56,7 @@ def locate(seen: Examination, number: int) -> Finding:
     known = _by_differences(seen, number, wrong[0]) if right is None else _by_road(seen, number, got, right)
     worst = None
     if known.wrong.any():
-        with np.errstate(invalid="ignore"):
-            miss = np.abs(got[known.places] - known.expected)
+        miss = np.abs(got[known.places] - known.expected)
         miss = np.where(known.wrong, np.where(np.isfinite(miss), miss, np.inf), -1)
         k = int(miss.argmax())
         place = int(known.places[k])
@@ -85,8 +84,7 @@ def _by_road(seen: Examination, number: int, got: np.ndarray, right: str) -> _Kn
     part = seen.problem.arguments.leaves[number].part
     expected = seen.gradients[right][part]
     allowed = nothing(seen, number, expected)
-    with np.errstate(invalid="ignore"):
-        wrong = ~(np.abs(got - expected) <= allowed)
+    wrong = ~(np.abs(got - expected) <= allowed)
     return _Known(np.arange(got.size), expected, allowed, wrong)
 
 
@@ -108,10 +106,9 @@ def _by_differences(seen: Examination, number: int, road: str) -> _Known:
         differences.at_elements([number] * len(places), [leaf.start + int(i) for i in places]), ()
     )
     claims = got[places] * steps[places]
-    with np.errstate(invalid="ignore"):
-        bound = seen.bound(taken, claims, steps[places])
-        bound += rounded(seen.problem) * np.abs(np.nan_to_num(got) * steps).max()
-        wrong = ~(np.abs(claims - taken.derivative) <= bound)
+    bound = seen.bound(taken, claims, steps[places])
+    bound += rounded(seen.problem) * np.abs(np.nan_to_num(got) * steps).max()
+    wrong = ~(np.abs(claims - taken.derivative) <= bound)
     return _Known(places, taken.derivative / steps[places], taken.error / steps[places], wrong)
 
 
@@ -214,8 +211,7 @@ def error_map(leaf: Leaf, got: np.ndarray, places: np.ndarray, expected: np.ndar
     """Errors relative to the largest right element, as a picture of rows and columns."""
     errors = np.full(got.size, np.nan)
     size = float(np.abs(expected).max(initial=0, where=np.isfinite(expected))) or 1.0
-    with np.errstate(invalid="ignore"):
-        errors[places] = np.nan_to_num(np.abs(got[places] - expected) / size, nan=np.inf, posinf=np.inf)
+    errors[places] = np.nan_to_num(np.abs(got[places] - expected) / size, nan=np.inf, posinf=np.inf)
     if leaf.is_complex:
         errors = errors.reshape(-1, 2).max(axis=1)
     return ErrorMap.of(errors.reshape(leaf.shape))

@@ -76,13 +76,13 @@ def takes(fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
     except TypeError as error:
         name = getattr(fn, "__name__", type(fn).__name__)
         raise TypeError(
-            f"check_gradients calls {name}{signature} with the {len(args)} arguments after it: {error}. Pass all "
-            f"of them, check_gradients({name}, {', '.join(signature.parameters)}), and bind keywords by "
+            f"check_gradients calls {name}{signature} with what comes after it, {len(args)} in number: {error}. "
+            f"Pass all of them, check_gradients({name}, {', '.join(signature.parameters)}), and bind keywords by "
             "functools.partial."
         ) from None
 
 
-def outputs_of(fn: Callable[..., Any], arguments: Arguments) -> Flattened:
+def outputs_of(fn: Callable[..., Any], arguments: Arguments, name: str = "the function") -> Flattened:
     """The float outputs. What `fn` itself raises comes through, with a note."""
 
     def call(arrays: list[Any]) -> list[Any]:
@@ -96,14 +96,14 @@ def outputs_of(fn: Callable[..., Any], arguments: Arguments) -> Flattened:
     except Exception as error:
         got = [f"{leaf.name}: {leaf.dtype}{list(leaf.shape)}" for leaf in arguments.leaves]
         error.add_note(
-            "check_gradients: the function itself raises this for these arguments, before any derivative. Pass "
+            f"check_gradients: {name} itself raises this for these arguments, before any derivative. Pass "
             f"what it can be called with; got {', '.join(got)}."
         )
         raise
     if not shapes:
         raise ValueError(
-            "check_gradients needs a function with a float output; this one returns no array of float "
-            "dtype. Return the loss, or the outputs whose gradient is meant."
+            f"check_gradients needs functions with a float output; {name} returns no array of float dtype. "
+            "Return the loss, or the outputs whose gradient is meant."
         )
     return Flattened(tuple(jax.ShapeDtypeStruct(s.shape, s.dtype) for s in shapes))
 

@@ -24,6 +24,12 @@ def pose(fn: Callable[..., Any], args: tuple[Any, ...], options: Options, seed: 
             f"hand_written states the gradient of a scalar, but the function returns {spec.text}. "
             "Give the function that ends in a scalar."
         )
+    if options.reference is not None:
+        other = outputs_of(options.reference, arguments, "reference")
+        if [s.shape for s in other.shapes] != [s.shape for s in spec.shapes]:
+            raise ValueError(
+                f"reference returns {other.text}, but the function {spec.text}: they must have the same shapes."
+            )
     remarks: list[str] = []
     try:
         return _pose(fn, arguments, spec, options, seed, True, remarks)

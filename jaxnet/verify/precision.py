@@ -96,8 +96,7 @@ def _noise(problem: Problem) -> float:
             values = problem.lines(problem.point, table, probes, step * np.arange(1.0, 25.0)).astype(np.float64)
         if np.isfinite(least) and min(len(np.unique(row)) for row in values) < _DISTINCT:
             break
-        with np.errstate(invalid="ignore", over="ignore"):
-            left = np.median(np.abs(np.diff(values, 6)), axis=1).max() / 0.67 / np.sqrt(comb(12, 6))
+        left = np.median(np.abs(np.diff(values, 6)), axis=1).max() / 0.67 / np.sqrt(comb(12, 6))
         least = min(least, float(np.nan_to_num(2 * left, nan=0.0, posinf=0.0)))
         if least <= 16 * problem.eps * np.abs(np.nan_to_num(values)).max():
             break
@@ -113,8 +112,7 @@ def _gradient_noise(problem: Problem) -> np.ndarray:
     least = np.full_like(problem.point, np.inf)
     for step in _steps(problem):
         values = np.stack([gradient(problem.point + step * k * u) for k in range(1, 8)])
-        with np.errstate(invalid="ignore", over="ignore"):
-            changes, left = np.abs(np.diff(values, axis=0)), np.abs(np.diff(values, 4, axis=0)).max(axis=0)
+        changes, left = np.abs(np.diff(values, axis=0)), np.abs(np.diff(values, 4, axis=0)).max(axis=0)
         left = np.nan_to_num(2 * left / np.sqrt(comb(8, 4)), nan=0.0, posinf=0.0)
         least = np.where(np.isfinite(least) & (changes == 0).any(axis=0), least, np.minimum(least, left))
         if (least <= 16 * problem.eps * np.abs(np.nan_to_num(values)).max()).all():
@@ -204,10 +202,9 @@ def _own(
     allowed = 16 * np.linalg.norm(changes, axis=1).max()
     allowed += 4 * np.linalg.norm(rounding.gradient[leaf.part]) * problem.own_eps / problem.eps
     allowed += np.sqrt(problem.longest_sum) * float(jnp.finfo(jnp.float32).eps) * size
-    with np.errstate(invalid="ignore", over="ignore"):
-        gap = np.nan_to_num(np.abs(got - exact), nan=np.inf)
-        place = int(gap.argmax())
-        error = float(np.linalg.norm(gap)) / unit
+    gap = np.nan_to_num(np.abs(got - exact), nan=np.inf)
+    place = int(gap.argmax())
+    error = float(np.linalg.norm(gap)) / unit
     allowed += float(jnp.finfo(leaf.dtype).tiny) * np.sqrt(got.size)  # below it a dtype has no digits
     allowed += problem.options.rtol * size + problem.options.atol * np.sqrt(got.size)
     worst = Worst(road, leaf.index(place), float(got[place]), float(exact[place]))
@@ -231,8 +228,7 @@ def _changes(problem: Problem, at: np.ndarray, points: Sequence[np.ndarray]) -> 
     if gradient is None:
         return np.zeros((len(points), problem.point.size))
     centre = gradient(at)
-    with np.errstate(invalid="ignore"):
-        rows = np.stack([gradient(point) - centre for point in points])
+    rows = np.stack([gradient(point) - centre for point in points])
     return np.nan_to_num(rows, copy=False, posinf=0.0, neginf=0.0)
 
 

@@ -51,11 +51,11 @@ def find(target: str) -> Target:
 
 
 def _split(target: str) -> tuple[str, str]:
-    """FILE:NAME taken apart; the colon of a Windows drive is none."""
+    """FILE:NAME, or FILE::NAME as pytest has it, taken apart; the colon of a Windows drive is none."""
     place, colon, name = target.rpartition(":")
     if not colon or not name.isidentifier() or Path(target).exists():
         return target, ""
-    return place, name
+    return place.removesuffix(":"), name
 
 
 def _is_path(place: str) -> bool:

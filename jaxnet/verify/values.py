@@ -63,8 +63,7 @@ def _compare(
     sums = np.sqrt(problem.longest_sum) * min(eps, float(jnp.finfo(jnp.float32).eps))
     size = float(np.linalg.norm(expected))
     allowed = (max(48 * eps + sums, problem.floor) * size + 16 * change) + problem.options.atol * np.sqrt(got.size)
-    with np.errstate(invalid="ignore"):
-        gap = np.where((got == expected) | (np.isnan(got) & np.isnan(expected)), 0, np.abs(got - expected))
+    gap = np.where((got == expected) | (np.isnan(got) & np.isnan(expected)), 0, np.abs(got - expected))
     gap = np.nan_to_num(gap, nan=np.inf)
     error = float(np.linalg.norm(gap))
     place = int(gap.argmax())

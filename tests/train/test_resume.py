@@ -1,6 +1,7 @@
 """A run stopped anywhere and resumed ends with the same bits, and with every line of its metrics once."""
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -85,8 +86,11 @@ def test_a_finished_run_is_resumed_to_itself_or_further(single, tmp_path, same_b
     expected = fit(tmp_path / "long", 3)
     short = fit(tmp_path / "short", 2)
     same_bits(fit(tmp_path / "short", 2, resume=True), short)
-    same_bits(fit(tmp_path / "short", 3, resume=True), expected)
+    same_bits(fit(tmp_path / "short", 3, resume=True, config={"epochs": 3}), expected)
     assert rows(tmp_path / "short") == rows(tmp_path / "long")
+    assert json.loads((tmp_path / "short/config.json").read_text())["options"] == {"epochs": 3}
+    with pytest.raises(ValueError, match=r"short has 3 epochs behind it; resume it to more than epochs=1"):
+        fit(tmp_path / "short", 1, resume=True)
 
 
 # ---------------------------------------------------------------------------------- real processes
