@@ -109,7 +109,7 @@ def test_imports_go_down_and_nothing_differentiates_a_backward_pass(path):
         ("jaxnet/cli/verify.py", "import experiments.feedforward_digits"),
         ("kernels/adamw/cpu.py", "from jaxnet.ops import linear"),
         ("jaxnet/ops/linear.py", "dx = jax.vjp(f, x)"),
-        ("jaxnet/losses.py", "from jax import grad"),
+        ("jaxnet/losses/loss.py", "from jax import grad"),
     ],
 )
 def test_a_planted_violation_is_found(file, line):

@@ -2,6 +2,7 @@
 
 import re
 from functools import partial
+from operator import attrgetter
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxnet import activations, losses, verify
+from jaxnet import activations, losses, networks, verify
 
 ROWS, CLASSES = 5, 4
 
@@ -66,12 +67,48 @@ CASES = {
         partial(probabilities, 1),
         optax.kl_divergence,
     ),
+    "gaussian_kl": (
+        {},
+        LOGITS,
+        partial(draw, 1, ROWS, CLASSES),
+        lambda mean, log_variance: (mean**2 + jnp.exp(log_variance) - log_variance - 1) / 2,
+    ),
+    "non_saturating.discriminator": (
+        {},
+        LOGITS,
+        partial(draw, 1, ROWS, CLASSES),
+        lambda r, f: (
+            optax.sigmoid_binary_cross_entropy(r, jnp.ones_like(r))
+            + optax.sigmoid_binary_cross_entropy(f, jnp.zeros_like(f))
+        ),
+    ),
+    "non_saturating.generator": (
+        {},
+        LOGITS,
+        partial(draw, 1, ROWS, CLASSES),
+        lambda f, r: optax.sigmoid_binary_cross_entropy(f, jnp.ones_like(f)),
+    ),
+    "least_squares.discriminator": (
+        {},
+        LOGITS,
+        partial(draw, 1, ROWS, CLASSES),
+        lambda r, f: optax.l2_loss(r, jnp.ones_like(r)) + optax.l2_loss(f),
+    ),
+    "least_squares.generator": ({}, LOGITS, partial(draw, 1, ROWS, CLASSES), lambda f, r: optax.l2_loss(f - 1)),
+    "adversarial_hinge.discriminator": (
+        {},
+        LOGITS,
+        partial(draw, 1, ROWS, CLASSES),
+        lambda r, f: optax.hinge_loss(r, jnp.ones_like(r)) + optax.hinge_loss(f, -jnp.ones_like(f)),
+    ),
+    "wasserstein.discriminator": ({}, LOGITS, partial(draw, 1, ROWS, CLASSES), lambda r, f: f - r),
+    "wasserstein.generator": ({}, LOGITS, partial(draw, 1, ROWS, CLASSES), lambda f, r: -f),
 }
 
 
 def made(case):
     options, prediction, target, oracle = CASES[case]
-    loss = getattr(losses, case.split()[0])
+    loss = attrgetter(case.split()[0])(losses)
     return partial(loss, **options) if options else loss, prediction(), target(), oracle
 
 
@@ -290,3 +327,52 @@ def test_targets_of_another_dtype(dtype):
     expected = jax.grad(lambda z: losses.binary_cross_entropy(z, y.astype(jnp.float32)).sum())(z)
     found = jax.grad(lambda z: losses.binary_cross_entropy(z, y.astype(dtype)).sum())(z)
     np.testing.assert_allclose(found, expected)
+
+
+# ------------------------------------------------------------------------------- several arguments
+
+
+def test_negative_elbo_is_reconstruction_and_divergence(x64):
+    logits, x = draw(0, 5, 2, 3), activations.sigmoid(draw(1, 5, 2, 3))
+    mean, log_variance = draw(2, 5, 4), draw(3, 5, 4)
+    found = losses.negative_elbo((logits, mean, log_variance), x, beta=0.3)
+    expected = optax.sigmoid_binary_cross_entropy(logits, x).sum((1, 2))
+    expected += 0.3 * losses.gaussian_kl(mean, log_variance).sum(1)
+    np.testing.assert_allclose(found, expected, rtol=1e-13)
+    loss = partial(losses.negative_elbo, beta=0.3)
+
+    def by_hand(prediction):
+        return (losses.derivative(loss)(prediction, x),)
+
+    verify.assert_gradients(lambda p: loss(p, x).sum(), (logits, mean, log_variance), hand_written=by_hand)
+    with pytest.raises(ValueError, match="needs beta ≥ 0; got -1.0"):
+        losses.negative_elbo((logits, mean, log_variance), x, beta=-1.0)
+
+
+def test_gradient_penalty(x64):
+    g = draw(0, 5, 2, 3).at[2].set(0)
+    expected = (jnp.sqrt((g**2).sum((1, 2))) - 1) ** 2
+    np.testing.assert_allclose(losses.gradient_penalty(g), expected, rtol=1e-13)
+    gradient = jax.grad(lambda g: losses.gradient_penalty(g).sum())(g)
+    np.testing.assert_array_equal(gradient[2], 0)
+    verify.assert_gradients(lambda g: losses.gradient_penalty(g, slope=0.5).sum(), g[:2], order=2)
+    with pytest.raises(ValueError, match=r"needs a gradient \(batch, …\); got float64 \(\)"):
+        losses.gradient_penalty(jnp.float64(1))
+
+
+def test_the_penalty_of_a_critic_by_its_hand_written_backward_pass(x64):
+    """Its derivative is of second order: autodiff of the pullback equals autodiff of autodiff."""
+    critic = networks.feedforward([6, 5, 1], activation="tanh")
+    x = draw(0, 4, 6)
+    params = critic.init(jax.random.key(0), x)
+
+    def by_hand(params):
+        logits, pullback = critic.vjp(params, x)
+        return losses.gradient_penalty(pullback(jnp.ones_like(logits))[1]).sum()
+
+    def by_autodiff(params):
+        return losses.gradient_penalty(jax.grad(lambda x: critic.apply(params, x).sum())(x)).sum()
+
+    jax.tree.map(
+        partial(np.testing.assert_allclose, atol=1e-12), jax.grad(by_hand)(params), jax.grad(by_autodiff)(params)
+    )

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import jax
@@ -141,7 +142,7 @@ def of_softmax(name: str) -> Target:
 
 
 def of_loss(name: str, *cases: tuple[Any, Any, dict[str, Any]]) -> Target:
-    loss = getattr(losses, name)
+    loss = attrgetter(name)(losses)
     (rule,) = held(loss, "g")
     functions = held(rule.jvp, "derivative", "target_derivative")
 
@@ -210,6 +211,19 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "binary_cross_entropy": lambda: of_loss("binary_cross_entropy", (LOGITS, PROBABILITIES, {})),
     "hinge": lambda: of_loss("hinge", (LOGITS, jnp.sign(draw(5, 5, seed=1)), {})),
     "kl_divergence": lambda: of_loss("kl_divergence", (activations.log_softmax(LOGITS), PROBABILITIES, {})),
+    "gaussian_kl": lambda: of_loss("gaussian_kl", (LOGITS, draw(5, 5, seed=1), {})),
+    **{
+        name: partial(of_loss, name, (LOGITS, draw(5, 5, seed=1), {}))
+        for name in (
+            "non_saturating.discriminator",
+            "non_saturating.generator",
+            "least_squares.discriminator",
+            "least_squares.generator",
+            "adversarial_hinge.discriminator",
+            "wasserstein.discriminator",
+            "wasserstein.generator",
+        )
+    },
     "losses' rule": lambda: (
         [held(loss, "g")[0].jvp for loss in (losses.squared_error, losses.kl_divergence)],
         of_loss("squared_error", (LOGITS, draw(5, 5, seed=1), {}))[1]
