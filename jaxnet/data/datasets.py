@@ -4,12 +4,12 @@ Those of scikit-learn are part of that package and need nothing. The others are 
 standard public format, in the folder given or named by the environment variable `JAXNET_DATA`.
 """
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from jaxnet.data.archive import root_of
 from jaxnet.data.idx import idx
 
 
@@ -80,15 +80,7 @@ def mnist(folder: str | Path | None = None, *, flat: bool = True) -> Dataset:
 
 def _find(folder: str | Path | None, name: str, files: list[str], source: str) -> list[Path]:
     """Returns the path of each file, plain or with `.gz`, in the folder or its subfolder `name`."""
-    given = folder if folder is not None else os.environ.get("JAXNET_DATA")
-    if given is None:
-        raise FileNotFoundError(
-            f"no folder for {name} was given: put {', '.join(files)} (or .gz), from {source}, into a folder, "
-            "and name it by --data DIR or the environment variable JAXNET_DATA"
-        )
-    root = Path(given).expanduser()
-    if not root.is_dir():
-        raise FileNotFoundError(f"the data folder {root} isn't there (--data DIR or JAXNET_DATA)")
+    root = root_of(folder, name, f"{', '.join(files)} (or .gz)", source)
     found = []
     for file in files:
         places = [place / (file + end) for place in (root, root / name) for end in ("", ".gz")]
