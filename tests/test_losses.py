@@ -345,7 +345,7 @@ def test_negative_elbo_is_reconstruction_and_divergence(x64):
         return (losses.derivative(loss)(prediction, x),)
 
     verify.assert_gradients(lambda p: loss(p, x).sum(), (logits, mean, log_variance), hand_written=by_hand)
-    with pytest.raises(ValueError, match="needs beta ≥ 0; got -1.0"):
+    with pytest.raises(ValueError, match=r"needs beta ≥ 0; got -1\.0"):
         losses.negative_elbo((logits, mean, log_variance), x, beta=-1.0)
 
 

@@ -9,5 +9,6 @@ from jaxnet.layers.combinators import serial as serial
 from jaxnet.layers.dense import dense as dense
 from jaxnet.layers.dropout import dropout as dropout
 from jaxnet.layers.layer import Layer as Layer
+from jaxnet.layers.noise import gaussian_noise as gaussian_noise
 from jaxnet.layers.reshape import flatten as flatten
 from jaxnet.layers.reshape import reshape as reshape

@@ -27,8 +27,8 @@ class Layer(NamedTuple):
     """
 
     init: Callable[..., Params]
-    apply: Callable[..., Array]
-    vjp: Callable[..., tuple[Array, Callable[[Array], tuple[Params, Array]]]]
+    apply: Callable[..., Any]  # an array; a tuple of them at the end of some networks
+    vjp: Callable[..., tuple[Any, Callable[[Any], tuple[Params, Array]]]]
 
 
 def output(layer: Layer, params: Params, x: Input) -> jax.ShapeDtypeStruct:

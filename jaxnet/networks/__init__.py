@@ -1,3 +1,11 @@
-"""Networks: each returns a `Layer`."""
+"""Networks: each returns a `Layer`, `gan` a pair of them."""
 
+from jaxnet.networks.autoencoder import Variational as Variational
+from jaxnet.networks.autoencoder import autoencoder as autoencoder
+from jaxnet.networks.autoencoder import variational_autoencoder as variational_autoencoder
+from jaxnet.networks.convolutional import convolutional as convolutional
 from jaxnet.networks.feedforward import feedforward as feedforward
+from jaxnet.networks.gan import GAN as GAN
+from jaxnet.networks.gan import gan as gan
+from jaxnet.networks.gan import with_class as with_class
+from jaxnet.networks.resnet import resnet as resnet

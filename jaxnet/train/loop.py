@@ -19,7 +19,7 @@ from jaxnet.train.nonfinite import NonFiniteError, explain, first_nonfinite
 from jaxnet.train.progress import TrainingProgress
 from jaxnet.train.run import Row, RunFolder
 from jaxnet.train.state import TrainState
-from jaxnet.train.step import Batch, Step, make_step
+from jaxnet.train.step import Batch, Step
 
 Evaluate = Callable[[Any], Mapping[str, float]]
 
@@ -142,7 +142,7 @@ class _Trainer:
         if not x.size:
             raise ValueError(f"a batch must have at least one example; got x of shape {x.shape}")
         loss = getattr(self.step.loss, "func", self.step.loss)  # of a partial, as with label smoothing
-        if loss is losses.cross_entropy and np.issubdtype(target.dtype, np.integer):
+        if loss is losses.cross_entropy and self.step.net is not None and np.issubdtype(target.dtype, np.integer):
             one = jax.ShapeDtypeStruct(x.shape[1:] if self.step.steps else x.shape, x.dtype)
             if not hasattr(self, "classes"):
                 self.classes = jax.eval_shape(self.step.net.apply, state.params, one).shape[-1]
@@ -168,18 +168,18 @@ class _Trainer:
 
     def _fail(self, failed: int) -> None:
         """Goes from the last good state to the failing step again, singly, and says what went wrong first."""
-        state, one = _copy(self.good), make_step(self.step.net, self.step.loss, self.step.optimizer)
+        state, one = _copy(self.good), jax.jit(self.step.one)
         what = f"the loss or a parameter became NaN or infinite in step {failed + 1}"
         for number, batch in self._singly(int(state.step), failed):
-            before = _copy(state)
+            before = state
             state, metrics = one(state, batch)
             at = f"in step {number + 1} (epoch {number // len(self.batches) + 1})"
             if not np.isfinite(metrics["loss"]):
-                place = explain(self.step.net, self.step.loss, before, batch)
+                place = explain(self.step, before, batch)
                 what = f"the loss became {float(metrics['loss'])} {at}; first not finite: {place}"
                 break
             if first_nonfinite(state.params) is not None:
-                place = explain(self.step.net, self.step.loss, state, batch)
+                place = explain(self.step, state, batch)
                 what = f"the update {at} left the finite numbers; first not finite: {place}"
                 break
         kept = (

@@ -9,27 +9,28 @@ from jax import Array
 
 from jaxnet.layers import Layer
 from jaxnet.layers.layer import Params
-from jaxnet.losses import Loss
 from jaxnet.train.state import TrainState
-from jaxnet.train.step import Batch
+from jaxnet.train.step import Batch, Step, augmented
 
 
 class NonFiniteError(FloatingPointError):
     """The loss or a parameter became NaN or infinite; the message has the step and the place."""
 
 
-def explain(net: Layer, loss: Loss, state: TrainState, batch: Batch) -> str:
+def explain(step: Step, state: TrainState, batch: Batch) -> str:
     """Names the first input, parameter, activation and gradient that isn't finite in the step from `state`."""
     x, target = map(jnp.asarray, batch)
-    key = jax.random.fold_in(state.key, state.step)
-    grads = jax.grad(lambda params: jnp.mean(loss(net.apply(params, x, key=key), target)))(state.params)
+    x, key = augmented(step.augment, state, x)
     places = {
         "input x": first_nonfinite(x),
         "target": first_nonfinite(target),
         "parameter": first_nonfinite(state.params),
-        "activation": _first_activation(net, state.params, x, key),
-        "gradient of the parameter": first_nonfinite(grads),
     }
+    if step.net is not None and step.loss is not None:
+        net, loss = step.net, step.loss
+        grads = jax.grad(lambda params: jnp.mean(loss(net.apply(params, x, key=key), target)))(state.params)
+        places["activation"] = _first_activation(net, state.params, x, key)
+        places["gradient of the parameter"] = first_nonfinite(grads)
     found = [f"{kind} {place}".strip() for kind, place in places.items() if place is not None]
     return ", ".join(found) or "nothing, when computed again"
 

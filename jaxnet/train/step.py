@@ -19,6 +19,7 @@ from jaxnet.train.state import TrainState
 
 Metric = Callable[[Array, Array], Array]
 Metrics = dict[str, Array]
+Augment = Callable[[Array, Array], Array]  # key, x
 Batch = tuple[Array | np.ndarray, Array | np.ndarray]  # x, target
 
 
@@ -26,12 +27,12 @@ Batch = tuple[Array | np.ndarray, Array | np.ndarray]  # x, target
 class Step:
     """A training step, `step(state, batch) → (state, metrics)`; made by `make_step`."""
 
-    net: Layer
-    loss: Loss
-    optimizer: optax.GradientTransformation
-    metrics: Mapping[str, Metric]
+    one: Callable[[TrainState, Any], tuple[TrainState, Metrics]]  # a single step, not compiled
     steps: int | None
     jitted: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+    net: Layer | None = None  # with what follows: to say where a run left the finite numbers
+    loss: Loss | None = None
+    augment: Augment | None = None
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Runs it; the buffers of `state` are donated, so the old state can't be used again."""
@@ -44,6 +45,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     *,
     metrics: Mapping[str, Metric] | None = None,
+    augment: Augment | None = None,
     steps: int | None = None,
 ) -> Step:
     """Returns the jitted `step(state, batch) → (state, metrics)`, pure, with the buffers of `state` donated.
@@ -56,6 +58,7 @@ def make_step(
         loss: one of `losses`, or any function (prediction, target) → values per example.
         optimizer: any optax transformation, or `train.adamw`.
         metrics: more values to return beside "loss", such as `{"accuracy": train.accuracy}`.
+        augment: changes the x of each step, `augment(key, x)`, such as those of `data.augment`.
         steps: None, or how many steps one call makes (`jax.lax.scan`); batch and metrics then have one axis
             more, in front. For small networks, whose steps are shorter than the call of one.
 
@@ -72,30 +75,47 @@ def make_step(
 
     def one(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         x, target = map(jnp.asarray, batch)
-        key = jax.random.fold_in(state.key, state.step)
+        x, key = augmented(augment, state, x)
 
         def objective(params: Params) -> tuple[Array, Array]:
             prediction = net.apply(params, x, key=key)
             return jnp.mean(loss(prediction, target)), prediction
 
         (value, prediction), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-        params, opt_state = _updated(optimizer, grads, state)
+        params, opt_state = updated(optimizer, grads, state.params, state.opt_state)
         measured = {name: jnp.mean(metric(prediction, target)) for name, metric in metrics.items()}
         return TrainState(params, opt_state, state.step + 1, state.key), {"loss": value, **measured}
+
+    return Step(one, steps, jitted(one, steps), net, loss, augment)
+
+
+def jitted(one: Callable[..., Any], steps: int | None) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    """One step, or several by a scan, compiled; the buffers of the state are donated."""
 
     def several(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         return jax.lax.scan(one, state, batch)
 
-    jitted = jax.jit(one if steps is None else several, donate_argnums=0)
-    return Step(net, loss, optimizer, metrics, steps, jitted)
+    return jax.jit(one if steps is None else several, donate_argnums=0)
 
 
-def _updated(optimizer: optax.GradientTransformation, grads: Params, state: TrainState) -> tuple[Params, Any]:
+def augmented(augment: Augment | None, state: TrainState, x: Array) -> tuple[Array, Array]:
+    """What the step from `state` puts into the network, and the key it draws from."""
+    key = jax.random.fold_in(state.key, state.step)
+    if augment is None:
+        return x, key
+    augment_key, key = jax.random.split(key)
+    return augment(augment_key, x), key
+
+
+def updated(
+    optimizer: optax.GradientTransformation, grads: Params, params: Params, opt_state: Any
+) -> tuple[Params, Any]:
+    """The parameters and the optimizer's state after one update."""
     fused = getattr(optimizer, "apply", None)  # train.adamw: the update and the addition in one pass
     if fused is not None:
-        return fused(grads, state.opt_state, state.params)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    return optax.apply_updates(state.params, updates), opt_state
+        return fused(grads, opt_state, params)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
 
 
 def evaluate(net: Layer, params: Params, batches: Batches, metrics: Mapping[str, Metric]) -> dict[str, float]:

@@ -1,0 +1,66 @@
+"""What the networks of images are made of: a convolution, a normalisation, an activation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxnet import activations, layers
+from jaxnet.activations import Activation
+from jaxnet.layers import Layer, initializers
+
+GROUPS = 8  # of a group normalisation, if that many divide the features
+
+NORMALIZATIONS = ("batch", "group", "layer")
+
+
+def normalization(name: str, features: int) -> Layer:
+    """Batch, group or layer normalisation, by name.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if name not in NORMALIZATIONS:
+        raise ValueError(f"normalization must be None or one of {', '.join(NORMALIZATIONS)}; got {name!r}")
+    if name == "group":
+        return layers.group_norm(max(n for n in range(1, GROUPS + 1) if features % n == 0))
+    return layers.batch_norm() if name == "batch" else layers.layer_norm()
+
+
+def block(
+    features: int,
+    kernel_size: int | Sequence[int],
+    activation: str | Activation | None,
+    norm: str | None,
+    *,
+    stride: int = 1,
+    transpose: bool = False,
+    implementation: str | None = None,
+) -> Layer:
+    """Convolution → normalisation → activation, the last two if given; a bias if nothing normalises."""
+    convolution = layers.conv_transpose if transpose else layers.conv
+    name = None if activation is None else activations.name(activations.get(activation))
+    options: dict[str, Any] = {"weight_init": initializers.suited_to(name), "implementation": implementation}
+    parts = [convolution(features, kernel_size, stride=stride, bias=norm is None, **options)]
+    parts += [] if norm is None else [normalization(norm, features)]
+    parts += [] if activation is None else [layers.activation(activation)]
+    return layers.serial(*parts)
+
+
+def whole_numbers(what: str, values: int | Sequence[int]) -> tuple[int, ...]:
+    """One whole number ≥ 1 or several, as a tuple.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    found = (values,) if isinstance(values, int) else tuple(values)
+    if not found or any(not isinstance(n, int) or n < 1 for n in found):
+        raise ValueError(f"{what} must be whole numbers ≥ 1; got {values!r}")
+    return found
+
+
+def head(sizes: Sequence[int], activation: str | Activation, dropout_rate: float, **options: Any) -> list[Layer]:
+    """Dense layers, with an activation and dropout after all but the last."""
+    stack = []
+    for features in sizes[:-1]:
+        stack += [layers.dense(features, activation=activation, **options)]
+        stack += [layers.dropout(dropout_rate)] if dropout_rate else []
+    return [*stack, layers.dense(sizes[-1], **options)]
