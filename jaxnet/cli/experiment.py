@@ -48,7 +48,7 @@ class WholeNumbers(click.ParamType):
         return numbers
 
 
-POSITIVE = click.IntRange(min=1)
+POSITIVE, NOT_NEGATIVE = click.IntRange(min=1), click.IntRange(min=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -156,7 +156,9 @@ def test_other_pictures_than_cifars(tmp_path):
 def test_a_damaged_annotation(tmp_path):
     for content in (b"<annotation>", annotation(("Unknown", 1, 1, 2, 2))):
         packed(tmp_path / "BCCD_Dataset.tar", CELLS | {"BCCD_Dataset/BCCD/Annotations/a.xml": content})
-        with pytest.raises(ValueError, match=r"a\.xml is not the annotation of a picture with RBC, WBC, Platelets"):
+        with pytest.raises(
+            ValueError, match=r"a\.xml is not the annotation of a picture with RBC, WBC, Platelets"
+        ):
             data.blood_cells(tmp_path)
 
 

@@ -226,6 +226,7 @@ def full():
     report.pictures("The most mistaken", images, [f"is {i}, said {i + 1}" for i in range(6)])
     report.worked_update(example((64, 32, 10), "tanh", "cross_entropy")[2]._replace(picture=images[0]))
     report.roc([0, 0.1, 1], [0, 0.9, 1], np.float32(0.9))
+    report.scatter("Classes", [0, 1, 2, 3], [0, 0, 1, 1], "a", "b", classes=["x", "x", "<y>", "$z$"])
     report.scatter("Predicted", images[0, 0], images[0, 1], "true $x$", "predicted 預測 <b>", diagonal=True)
     report.table("Runs", [{"name": "a", "loss": 0.123456789}, {"name": "b", "steps": 12345}], note="Three seeds.")
     report.html("Gradients", "<table><tr><td>own fragment</td></tr></table>")
@@ -387,6 +388,7 @@ def test_smooth_and_thin():
         (lambda r: r.pictures("p", np.ones((4, 4)), ["one"]), r"\(n, h, w\).*got \(4, 4\)"),
         (lambda r: r.roc([0, 1], [0, 0.5, 1], 0.5), r"equal length.*got \(2,\) and \(3,\)"),
         (lambda r: r.scatter("s", [], [], "x", "y"), "not empty"),
+        (lambda r: r.scatter("s", [1], [1], "x", "y", classes=[1, 2]), "classes must be one for each of the 1"),
     ],
 )
 def test_bad_input_is_told(call, message):

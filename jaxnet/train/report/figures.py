@@ -3,13 +3,12 @@
 import base64
 import io
 import re
-import struct
-import zlib
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 # matplotlib needs real colours; these four stand for the page's own, which change in dark mode.
 INK, RULE, TRAIN, TEST = "#010203", "#010204", "#010205", "#010206"
@@ -59,7 +58,7 @@ def chart(
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
     svg = _inline(file.getvalue(), alt)
-    return re.sub(r"word-(\d)-here", lambda match: escape(words[int(match[1])]), svg)
+    return re.sub(r"word-(\d+)-here", lambda match: escape(words[int(match[1])]), svg)
 
 
 def word(i: int) -> str:
@@ -109,15 +108,9 @@ def smooth(y: np.ndarray) -> np.ndarray:
 
 def png(image: np.ndarray) -> str:
     """A data URI of a uint8 image, (h, w) or (h, w, 3)."""
-    height, width = image.shape[:2]
-    rows = b"".join(b"\0" + row.tobytes() for row in np.ascontiguousarray(image))  # 0: no filter
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0 if image.ndim == 2 else 2, 0, 0, 0)
-    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
-    return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + parts).decode()
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def pixels(images: np.ndarray) -> np.ndarray:

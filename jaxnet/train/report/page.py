@@ -81,22 +81,46 @@ class Report:
         self._add("ROC curve", f'<figure class="single">{svg}<figcaption>{caption}</figcaption></figure>')
 
     def scatter(
-        self, title: str, x: ArrayLike, y: ArrayLike, xlabel: str, ylabel: str, diagonal: bool = False
+        self,
+        title: str,
+        x: ArrayLike,
+        y: ArrayLike,
+        xlabel: str,
+        ylabel: str,
+        diagonal: bool = False,
+        classes: ArrayLike | None = None,
     ) -> None:
-        """Points, as for a regression's predicted against true values; `diagonal` draws the line y = x."""
+        """Points, as for a regression's predicted against true values; `diagonal` draws the line y = x.
+
+        With `classes`, one for each point, each class has a colour, and its name stands at their median.
+        """
         xs, ys = _pair("scatter", x, y)
+        groups = np.zeros(xs.shape, int) if classes is None else np.asarray(classes)
+        if groups.shape != xs.shape:
+            raise ValueError(f"classes must be one for each of the {xs.size} points, got shape {groups.shape}")
         finite = np.flatnonzero(np.isfinite(xs) & np.isfinite(ys))
         chosen = finite[np.linspace(0, finite.size - 1, min(finite.size, POINTS)).astype(int)]
+        names = [] if classes is None else list(np.unique(groups[chosen]))
 
         def draw(axes: Any) -> None:
             if diagonal and chosen.size:
                 ends = [min(xs[chosen].min(), ys[chosen].min()), max(xs[chosen].max(), ys[chosen].max())]
                 axes.plot(ends, ends, color=TEST, lw=1)
-            axes.plot(xs[chosen], ys[chosen], "o", color=TRAIN, ms=3.5, mew=0, alpha=0.45)
+            style = {"ls": "", "marker": "o", "ms": 3.5, "mew": 0, "alpha": 0.45}
+            if classes is None:
+                axes.plot(xs[chosen], ys[chosen], color=TRAIN, **style)
+            for i, name in enumerate(names):
+                mine = chosen[groups[chosen] == name]
+                axes.plot(xs[mine], ys[mine], color=f"C{i % 10}", **style)
+            for i, name in enumerate(names):
+                mine = chosen[groups[chosen] == name]
+                place = np.median(xs[mine]), np.median(ys[mine])
+                axes.text(*place, word(2 + i), color=INK, weight="bold", ha="center", va="center")
             axes.set(xlabel=word(0), ylabel=word(1))
 
         alt = f"{ylabel} against {xlabel}, {xs.size:,} points"
-        svg = chart(f"figure{len(self._sections)}", alt, draw, height=3.8, words=[xlabel, ylabel])
+        words = [xlabel, ylabel, *map(str, names)]
+        svg = chart(f"figure{len(self._sections)}", alt, draw, height=3.8, words=words)
         caption = f"{chosen.size:,} of {xs.size:,} points" if chosen.size < xs.size else f"{xs.size:,} points"
         caption += ", and the line where both are equal." if diagonal else "."
         self._add(title, f'<figure class="single">{svg}<figcaption>{caption}</figcaption></figure>')
