@@ -171,7 +171,7 @@ def report(config, folder, gan, params, digits, judge, gradients, drawn, found) 
     rows = train.read_metrics(folder / "metrics.csv")
     page = train.Report(
         "Digits that nobody wrote",
-        f"A class-conditional GAN, {config.loss.replace('_', ' ')} loss, trained on {len(digits.train[0]):,} digits",
+        f"A class-conditional GAN, {config.loss.replace('_', ' ')} loss, of {len(digits.train[0]):,} digits",
         {
             "Fréchet distance": f"{found['distance']:.2f}",
             "of held-out real digits": f"{judge.real['distance']:.2f}",
