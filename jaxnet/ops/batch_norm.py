@@ -110,11 +110,9 @@ def forward(eps: float, x: Array, scale: Array | None, bias: Array | None) -> tu
     return (_affine(x, mean, rstd, scale, bias), mean, variance), Residuals(x, mean, rstd, scale, bias, None)
 
 
-def backward(
-    eps: float, residuals: Residuals, cotangents: Statistics
-) -> tuple[Array, Array | None, Array | None]:
+def backward(eps: float, residuals: Residuals, cotangents: Statistics) -> tuple[Array, Array | None, Array | None]:
     """dx = γ ρ (dy − dβ / n − x̂ dγ / n) + (dμ + 2 (x − μ) dv) / n,  dγ = Σ dy x̂,  dβ = Σ dy."""
-    x, mean, rstd, scale, bias, _ = residuals
+    x, _, rstd, scale, bias, _ = residuals
     dy, dmean, dvariance = cotangents
     wide, centred, xhat, dscale, dbias = _sums(residuals, dy)
     n = max(x.size // x.shape[-1], 1) if x.shape[-1] else 1

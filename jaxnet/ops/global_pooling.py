@@ -24,7 +24,7 @@ from jaxnet.ops.windows import spatial_of
 class MaxResiduals(NamedTuple):
     """Where the maximum is, counted row by row."""
 
-    index: Integer[Array, "N 1 C"]
+    place: Integer[Array, "N 1 C"]
 
 
 def global_max_pool(x: Float[Array, "N *S C"], *, implementation: str | None = None) -> Float[Array, "N C"]:
@@ -61,9 +61,7 @@ def max_reference(x: Float[Array, "N *S C"]) -> Float[Array, "N C"]:
     return x.max(tuple(range(1, x.ndim - 1)))
 
 
-def max_forward(
-    spatial: tuple[int, ...], x: Float[Array, "N *S C"]
-) -> tuple[Float[Array, "N C"], MaxResiduals]:
+def max_forward(spatial: tuple[int, ...], x: Float[Array, "N *S C"]) -> tuple[Float[Array, "N C"], MaxResiduals]:
     """y = x[p], p the first maximum."""
     flat = x.reshape(x.shape[0], math.prod(spatial), x.shape[-1])
     index = jnp.argmax(flat, 1, keepdims=True)
@@ -74,8 +72,8 @@ def max_backward(
     spatial: tuple[int, ...], residuals: MaxResiduals, dy: Float[Array, "N C"]
 ) -> tuple[Float[Array, "N *S C"]]:
     """dx[p] = [p = index] dy."""
-    place = jnp.arange(math.prod(spatial), dtype=residuals.index.dtype)[None, :, None]
-    flat = jnp.where(place == residuals.index, dy[:, None], jnp.zeros((), dy.dtype))
+    place = jnp.arange(math.prod(spatial), dtype=residuals.place.dtype)[None, :, None]
+    flat = jnp.where(place == residuals.place, dy[:, None], jnp.zeros((), dy.dtype))
     return (flat.reshape(dy.shape[0], *spatial, dy.shape[-1]),)
 
 

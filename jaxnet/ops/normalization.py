@@ -188,9 +188,7 @@ def _normalized(norm: _Norm, x: Array, scale: Array | None, bias: Array | None) 
 _normalized.defvjp(forward, backward)
 
 
-def _layer(
-    x: Array, scale: Array | None, bias: Array | None, axis: int | Sequence[int], eps: float
-) -> _Norm:
+def _layer(x: Array, scale: Array | None, bias: Array | None, axis: int | Sequence[int], eps: float) -> _Norm:
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
     if not axes or any(not -x.ndim <= a < x.ndim for a in axes) or len({a % x.ndim for a in axes}) < len(axes):
         raise ValueError(f"layer_norm needs one or several different axes of x {x.shape}; got axis {axis}")

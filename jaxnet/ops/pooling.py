@@ -34,7 +34,7 @@ from jaxnet.ops.windows import Padding, Sizes, Windows, cut, padded, windows_of
 class MaxResiduals(NamedTuple):
     """Which element of its window each output is: its offset, counted row by row in a block of M·stride."""
 
-    index: Integer[Array, "N *O C"]
+    place: Integer[Array, "N *O C"]
 
 
 def max_pool(
@@ -89,22 +89,20 @@ def max_pool_vjp(
 def max_reference(windows: Windows, x: Float[Array, "N *S C"]) -> Float[Array, "N *O C"]:
     """The specification, for autodiff: every window written out, and its first largest element taken."""
     x, axes = padded(x, windows.padding, -jnp.inf), len(windows.spatial)
-    sizes = zip(windows.count, windows.size, windows.stride, windows.dilation, strict=True)
+    sizes = zip(windows.outputs, windows.size, windows.stride, windows.dilation, strict=True)
     for axis, (o, k, s, d) in enumerate(sizes):
         x = jnp.take(x, np.arange(o)[:, None] * s + np.arange(k) * d, 2 * axis + 1)
     x = jnp.moveaxis(x, range(2, 2 * axes + 1, 2), range(axes + 1, 2 * axes + 1))  # (N, O…, k…, C)
-    x = x.reshape(x.shape[0], *windows.count, math.prod(windows.size), x.shape[-1])
+    x = x.reshape(x.shape[0], *windows.outputs, math.prod(windows.size), x.shape[-1])
     return jnp.take_along_axis(x, x.argmax(-2, keepdims=True), -2)[..., 0, :]
 
 
-def max_forward(
-    windows: Windows, x: Float[Array, "N *S C"]
-) -> tuple[Float[Array, "N *O C"], MaxResiduals]:
+def max_forward(windows: Windows, x: Float[Array, "N *S C"]) -> tuple[Float[Array, "N *O C"], MaxResiduals]:
     """y = max_j x_j, and the first j that has it."""
     x, codes = padded(x, windows.padding, -jnp.inf), _codes(windows)
     offsets = list(product(*map(range, windows.size)))
     starts = [tuple(j * d for j, d in zip(offset, windows.dilation, strict=True)) for offset in offsets]
-    taps = [cut(x, start, windows.count, windows.stride) for start in starts]
+    taps = [cut(x, start, windows.outputs, windows.stride) for start in starts]
     y = taps[0]
     for tap in taps[1:]:
         y = jnp.where((tap > y) | jnp.isnan(tap), tap, y)
@@ -121,8 +119,8 @@ def max_backward(
     """dx[q·stride + r] = Σ_m [index[q − m] = r + m·stride] dy[q − m]."""
     wide = dy.astype(accumulation_dtype(dy.dtype))
     shifts, rows = _reach(windows), _rows(windows)
-    edges = [(m - 1, q - o) for m, q, o in zip(shifts, rows, windows.count, strict=True)]
-    wide, index, codes = padded(wide, edges, 0), padded(residuals.index, edges, 0), _codes(windows)
+    edges = [(m - 1, q - o) for m, q, o in zip(shifts, rows, windows.outputs, strict=True)]
+    wide, index, codes = padded(wide, edges), padded(residuals.place, edges), _codes(windows)
     spread = [(n, 1) for n in rows]  # a new axis for r after each spatial one
     total = jnp.zeros((), wide.dtype)
     for m in product(*map(range, shifts)):
@@ -147,7 +145,7 @@ def _rows(windows: Windows) -> tuple[int, ...]:
     """Q: how many q there are, so that q·stride + r reaches the last element of x."""
     sizes = zip(windows.spatial, windows.padding, windows.stride, strict=True)
     rows = tuple(-(-(n + before) // s) for n, (before, _), s in sizes)
-    if rows == windows.count and max(_reach(windows)) > 1:
+    if rows == windows.outputs and max(_reach(windows)) > 1:
         # One row too many: a shifted copy that is the whole index would be calculated anew for each shift.
         return (rows[0] + 1, *rows[1:])
     return rows
@@ -228,7 +226,7 @@ def avg_reference(average: _Average, x: Float[Array, "N *S C"]) -> Float[Array, 
 
     def sums(x: Array) -> Array:
         padding = ((0, 0), *windows.padding, (0, 0))
-        zero = jnp.zeros((), x.dtype)
+        zero = np.zeros((), x.dtype)  # known while tracing: JAX then sees a sum, which it can differentiate
         return lax.reduce_window(x, zero, lax.add, (1, *windows.size, 1), (1, *windows.stride, 1), padding)
 
     return sums(x) / (math.prod(windows.size) if average.count_include_pad else sums(jnp.ones_like(x)))
@@ -243,9 +241,7 @@ def avg_forward(average: _Average, x: Float[Array, "N *S C"]) -> tuple[Float[Arr
     return (y / _counted(average, y.dtype)).astype(x.dtype), None
 
 
-def avg_backward(
-    average: _Average, residuals: None, dy: Float[Array, "N *O C"]
-) -> tuple[Float[Array, "N *S C"]]:
+def avg_backward(average: _Average, residuals: None, dy: Float[Array, "N *O C"]) -> tuple[Float[Array, "N *S C"]]:
     """dx = Σ_o [p in o] dy[o] / n_o, the sum one axis after the other."""
     windows = average.windows
     dx = dy.astype(accumulation_dtype(dy.dtype)) / _counted(average, accumulation_dtype(dy.dtype))
@@ -280,7 +276,7 @@ def _spread(dy: Array, axis: int, n: int, size: int, stride: int, before: int) -
 def _padded(x: Array, axis: int, padding: tuple[int, int]) -> Array:
     edges = [(0, 0)] * (x.ndim - 2)
     edges[axis - 1] = padding
-    return padded(x, edges, 0)
+    return padded(x, edges)
 
 
 def _counted(average: _Average, dtype: np.dtype) -> np.ndarray:
@@ -289,7 +285,7 @@ def _counted(average: _Average, dtype: np.dtype) -> np.ndarray:
     if average.count_include_pad or not any(map(any, windows.padding)):
         return np.asarray(math.prod(windows.size), dtype)
     for n, k, s, (before, _), o in zip(
-        windows.spatial, windows.size, windows.stride, windows.padding, windows.count, strict=True
+        windows.spatial, windows.size, windows.stride, windows.padding, windows.outputs, strict=True
     ):
         first = np.arange(o) * s - before
         counts = np.multiply.outer(counts, np.minimum(first + k, n) - np.maximum(first, 0)).astype(dtype)

@@ -2,9 +2,10 @@
 
 Axes: N batch · S… one to three spatial axes, each made f times as long · C channels, last.
 
-    nearest   y[q·f + r] = x[q]                                     dx[q] = Σ_r dy[q·f + r]
-    linear    y[q·f + r] = a_r x[q − 1] + b_r x[q] + c_r x[q + 1]   dx[q] = Σ_r a_r dy[(q + 1)f + r] + b_r dy[qf + r]
-                                                                            + c_r dy[(q − 1)f + r]
+    nearest    y[q·f + r] = x[q]
+              dx[q] = Σ_r dy[q·f + r]
+    linear     y[q·f + r] = a_r x[q − 1] + b_r x[q] + c_r x[q + 1]
+              dx[q] = Σ_r a_r dy[(q + 1)·f + r] + b_r dy[q·f + r] + c_r dy[(q − 1)·f + r]
 
 one axis after the other. Output q·f + r lies at q + t of the input, t = (r + ½)/f − ½ (half-pixel centres), so
 a_r = max(−t, 0), c_r = max(t, 0), b_r = 1 − |t|. Beyond its edges x goes on with its first and last element.
@@ -90,9 +91,7 @@ def forward(scaling: _Scaling, x: Float[Array, "N *S C"]) -> tuple[Float[Array, 
     return y.astype(x.dtype), None
 
 
-def backward(
-    scaling: _Scaling, residuals: None, dy: Float[Array, "N *O C"]
-) -> tuple[Float[Array, "N *S C"]]:
+def backward(scaling: _Scaling, residuals: None, dy: Float[Array, "N *O C"]) -> tuple[Float[Array, "N *S C"]]:
     """dx[q] = Σ_r a dy[q + 1, r] + b dy[q, r] + c dy[q − 1, r] along each axis, or Σ_r dy[q, r].
 
     What was read beyond an edge goes to the element at the edge.

@@ -32,7 +32,7 @@ class Windows(NamedTuple):
         return tuple((k - 1) * d + 1 for k, d in zip(self.size, self.dilation, strict=True))
 
     @property
-    def count(self) -> tuple[int, ...]:
+    def outputs(self) -> tuple[int, ...]:
         """How many windows there are."""
         sizes = zip(self.spatial, self.padding, self.extent, self.stride, strict=True)
         return tuple((n + sum(pads) - e) // s + 1 for n, pads, e, s in sizes)
@@ -54,7 +54,9 @@ def windows_of(
     windows = free._replace(padding=_padding(op, free, padding))
     for n, e, pads in zip(spatial, windows.extent, windows.padding, strict=True):
         if max(pads) >= e:
-            raise ValueError(f"{op} needs padding narrower than its windows' extent {windows.extent}; got {padding}")
+            raise ValueError(
+                f"{op} needs padding narrower than its windows' extent {windows.extent}; got {padding}"
+            )
         if n + sum(pads) < e:
             raise ValueError(f"{op}'s windows of extent {windows.extent} don't fit x {x.shape}, padding {padding}")
     return windows
@@ -67,7 +69,9 @@ def spatial_of(op: str, x: Array) -> tuple[int, ...]:
         ValueError: for an x that isn't (N, S…, C) of floats, with one to three spatial axes.
     """
     if not 3 <= x.ndim <= 5 or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"{op} needs a floating-point x (N, one to three spatial axes, C); got {x.dtype} {x.shape}")
+        raise ValueError(
+            f"{op} needs a floating-point x (N, one to three spatial axes, C); got {x.dtype} {x.shape}"
+        )
     return x.shape[1:-1]
 
 
@@ -99,8 +103,8 @@ def _padding(op: str, windows: Windows, padding: Padding) -> tuple[tuple[int, in
     return pairs  # type: ignore[return-value]
 
 
-def padded(x: Array, padding: Sequence[tuple[int, int]], value: float) -> Array:
-    """Returns x with that padding of its spatial axes."""
+def padded(x: Array, padding: Sequence[tuple[int, int]], value: float = 0.0) -> Array:
+    """Returns x with its spatial axes padded by `value`."""
     if not any(map(any, padding)):
         return x
     edges = [(0, 0, 0), *((before, after, 0) for before, after in padding), (0, 0, 0)]
