@@ -10,5 +10,14 @@ from jaxnet.layers.dense import dense as dense
 from jaxnet.layers.dropout import dropout as dropout
 from jaxnet.layers.layer import Layer as Layer
 from jaxnet.layers.noise import gaussian_noise as gaussian_noise
+from jaxnet.layers.normalization import batch_norm as batch_norm
+from jaxnet.layers.normalization import group_norm as group_norm
+from jaxnet.layers.normalization import layer_norm as layer_norm
+from jaxnet.layers.normalization import trainable as trainable
+from jaxnet.layers.pooling import avg_pool as avg_pool
+from jaxnet.layers.pooling import global_avg_pool as global_avg_pool
+from jaxnet.layers.pooling import global_max_pool as global_max_pool
+from jaxnet.layers.pooling import max_pool as max_pool
+from jaxnet.layers.pooling import upsample as upsample
 from jaxnet.layers.reshape import flatten as flatten
 from jaxnet.layers.reshape import reshape as reshape

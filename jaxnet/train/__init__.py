@@ -13,6 +13,7 @@ from jaxnet.train.metrics import binary_accuracy as binary_accuracy
 from jaxnet.train.nonfinite import NonFiniteError as NonFiniteError
 from jaxnet.train.optimizer import adam as adam
 from jaxnet.train.optimizer import adamw as adamw
+from jaxnet.train.population import population_statistics as population_statistics
 from jaxnet.train.report import Report as Report
 from jaxnet.train.report import WorkedUpdate as WorkedUpdate
 from jaxnet.train.report import work_update as work_update
