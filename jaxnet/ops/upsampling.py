@@ -23,7 +23,7 @@ from jaxtyping import Float
 
 from jaxnet.activations import accumulation_dtype
 from jaxnet.ops import dispatch
-from jaxnet.ops.windows import Sizes, sizes, spatial_of
+from jaxnet.ops.windows import Sizes, padded, sizes, spatial_of
 
 METHODS = ("nearest", "bilinear")
 
@@ -77,51 +77,50 @@ def forward(scaling: _Scaling, x: Float[Array, "N *S C"]) -> tuple[Float[Array, 
     linear = scaling.method == "bilinear"
     y = x.astype(accumulation_dtype(x.dtype)) if linear else x
     if linear:
-        y = _beyond(y, [min(f - 1, 1) for f in scaling.factor], "edge")
+        y = padded(y, [(1, 1) if f > 1 else (0, 0) for f in scaling.factor])
     for axis, (n, f) in enumerate(zip(x.shape[1:-1], scaling.factor, strict=True), 1):
         if f > 1:
-            weights = _weights(f) if linear else [np.ones(f)]
-            parts = [
-                jnp.expand_dims(lax.slice_in_dim(y, i, i + n, axis=axis), axis + 1) for i in range(len(weights))
+            weights = _weights(n, f) if linear else [np.ones((1, f))]
+            parts = [lax.slice_in_dim(y, i, i + n, axis=axis) for i in range(len(weights))]
+            wide = [
+                _along(axis, w, y.ndim + 1, y.dtype) * jnp.expand_dims(part, axis + 1)
+                for w, part in zip(weights, parts, strict=True)
             ]
-            shape = (*(1,) * (axis + 1), f, *(1,) * (x.ndim - axis - 1))
-            wide = [jnp.asarray(w.reshape(shape), y.dtype) * part for w, part in zip(weights, parts, strict=True)]
             y = sum(wide[1:], wide[0]).reshape(*y.shape[:axis], n * f, *y.shape[axis + 1 :])
     return y.astype(x.dtype), None
 
 
 def backward(scaling: _Scaling, residuals: None, dy: Float[Array, "N *O C"]) -> tuple[Float[Array, "N *S C"]]:
-    """dx[q] = Σ_r a dy[q + 1, r] + b dy[q, r] + c dy[q − 1, r] along each axis, or Σ_r dy[q, r].
-
-    What was read beyond an edge goes to the element at the edge. Since a_r = c_{f−1−r}, that is the sum over a
-    dy that goes on beyond its edges as in a mirror.
-    """
+    """dx[q] = Σ_r a dy[q + 1, r] + b dy[q, r] + c dy[q − 1, r] along each axis, or Σ_r dy[q, r]."""
     linear = scaling.method == "bilinear"
     dx = dy.astype(accumulation_dtype(dy.dtype))
     if linear:
-        dx = _beyond(dx, [f if f > 1 else 0 for f in scaling.factor], "symmetric")
+        dx = padded(dx, [(f, f) if f > 1 else (0, 0) for f in scaling.factor])
     for axis, (m, f) in enumerate(zip(dy.shape[1:-1], scaling.factor, strict=True), 1):
         if f > 1:
-            weights = np.concatenate(_weights(f)[::-1]) if linear else np.ones(f)
+            weights = np.concatenate(_weights(m // f, f)[::-1], 1) if linear else np.ones((1, f))
             reach = m - f + 1  # from the first element of a tap to its last
             taps = [
-                jnp.asarray(w, dx.dtype) * lax.slice_in_dim(dx, j, j + reach, f, axis)
-                for j, w in enumerate(weights)
-                if w
+                _along(axis, w, dx.ndim, dx.dtype) * lax.slice_in_dim(dx, j, j + reach, f, axis)
+                for j, w in enumerate(weights.T)
+                if w.any()
             ]
             dx = sum(taps[1:], taps[0])
     return (dx.astype(dy.dtype),)
 
 
-def _weights(factor: int) -> list[np.ndarray]:
-    """a, b and c for each r."""
-    t = (np.arange(factor) + 0.5) / factor - 0.5
-    return [np.maximum(-t, 0), 1 - abs(t), np.maximum(t, 0)]
+def _weights(n: int, factor: int) -> list[np.ndarray]:
+    """a, b and c for each q and r. Beyond an edge x goes on with the element there: a or c is added to its b."""
+    t = np.broadcast_to((np.arange(factor) + 0.5) / factor - 0.5, (n, factor))
+    a, b, c = np.maximum(-t, 0), 1 - abs(t), np.maximum(t, 0)
+    b[0] += a[0]
+    b[-1] += c[-1]
+    return [a, b, c]
 
 
-def _beyond(x: Array, by: list[int], mode: str) -> Array:
-    """x with `by` elements more at both ends of each spatial axis: of all axes before the first sum."""
-    return jnp.pad(x, [(0, 0), *((n, n) for n in by), (0, 0)], mode=mode)
+def _along(axis: int, weights: np.ndarray, rank: int, dtype: np.dtype) -> Array:
+    """The weights' axes put at `axis` of so many."""
+    return jnp.asarray(weights.reshape(*(1,) * axis, *weights.shape, *(1,) * (rank - axis - weights.ndim)), dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
