@@ -118,8 +118,7 @@ def max_backward(
 ) -> tuple[Float[Array, "N *S C"]]:
     """dx[q·stride + r] = Σ_m [index[q − m] = r + m·stride] dy[q − m]."""
     wide = dy.astype(accumulation_dtype(dy.dtype))
-    shifts, rows = _reach(windows), _rows(windows)
-    edges = [(m - 1, q - o) for m, q, o in zip(shifts, rows, windows.outputs, strict=True)]
+    shifts, rows, edges = _reach(windows), _rows(windows), _edges(windows)
     wide, index, codes = padded(wide, edges), padded(residuals.place, edges), _codes(windows)
     spread = [(n, 1) for n in rows]  # a new axis for r after each spatial one
     total = jnp.zeros((), wide.dtype)
@@ -149,6 +148,12 @@ def _rows(windows: Windows) -> tuple[int, ...]:
         # One row too many: a shifted copy that is the whole index would be calculated anew for each shift.
         return (rows[0] + 1, *rows[1:])
     return rows
+
+
+def _edges(windows: Windows) -> list[tuple[int, int]]:
+    """The padding of dy that its shifted copies reach into."""
+    sizes = zip(_reach(windows), _rows(windows), windows.outputs, strict=True)
+    return [(shifts - 1, rows - o) for shifts, rows, o in sizes]
 
 
 def _codes(windows: Windows) -> np.ndarray:
@@ -235,48 +240,39 @@ def avg_reference(average: _Average, x: Float[Array, "N *S C"]) -> Float[Array, 
 def avg_forward(average: _Average, x: Float[Array, "N *S C"]) -> tuple[Float[Array, "N *O C"], None]:
     """y = Σ_j x_j / n, the sum one axis after the other."""
     windows = average.windows
-    y = x.astype(accumulation_dtype(x.dtype))
+    y = padded(x, windows.padding).astype(accumulation_dtype(x.dtype))
     for axis in reversed(range(len(windows.spatial))):
-        y = _sum(y, axis + 1, windows.size[axis], windows.stride[axis], windows.padding[axis])
+        y = _sum(y, axis + 1, windows.size[axis], windows.stride[axis])
     return (y / _counted(average, y.dtype)).astype(x.dtype), None
 
 
 def avg_backward(average: _Average, residuals: None, dy: Float[Array, "N *O C"]) -> tuple[Float[Array, "N *S C"]]:
     """dx = Σ_o [p in o] dy[o] / n_o, the sum one axis after the other."""
-    windows = average.windows
-    dx = dy.astype(accumulation_dtype(dy.dtype)) / _counted(average, accumulation_dtype(dy.dtype))
-    for axis, n in enumerate(windows.spatial):
-        before, _ = windows.padding[axis]
-        dx = _spread(dx, axis + 1, n, windows.size[axis], windows.stride[axis], before)
-    return (dx.astype(dy.dtype),)
+    windows, dtype = average.windows, accumulation_dtype(dy.dtype)
+    # All padding at once: between two sums it would stand in the way of vector instructions.
+    dx = padded(dy.astype(dtype) / _counted(average, dtype), _edges(windows))
+    for axis, rows in enumerate(_rows(windows)):
+        dx = _spread(dx, axis + 1, rows, windows.size[axis], windows.stride[axis])
+    return (cut(dx, [before for before, _ in windows.padding], windows.spatial).astype(dy.dtype),)
 
 
-def _sum(x: Array, axis: int, size: int, stride: int, padding: tuple[int, int]) -> Array:
-    """y[o] = Σ_{j<k} x[o·stride + j − before]."""
-    x = _padded(x, axis, padding)
+def _sum(x: Array, axis: int, size: int, stride: int) -> Array:
+    """y[o] = Σ_{j<k} x[o·stride + j]."""
     last = (x.shape[axis] - size) // stride * stride
     taps = [lax.slice_in_dim(x, j, j + last + 1, stride, axis) for j in range(size)]
     return sum(taps[1:], taps[0])
 
 
-def _spread(dy: Array, axis: int, n: int, size: int, stride: int, before: int) -> Array:
-    """dx[q·stride + r − before] = Σ_m [r + m·stride < k] dy[q − m], the transpose of `_sum`."""
-    shifts, rows = -(-size // stride), -(-(n + before) // stride)
-    dy = _padded(dy, axis, (shifts - 1, rows - dy.shape[axis]))
+def _spread(dy: Array, axis: int, rows: int, size: int, stride: int) -> Array:
+    """dx[q·stride + r] = Σ_m [r + m·stride < k] dy[q − m], dy beginning at q = 1 − M."""
+    shifts = -(-size // stride)
     inside = np.arange(shifts * stride).reshape(shifts, stride) < size
     total = jnp.zeros((), dy.dtype)
     for m in range(shifts):
         copy = jnp.expand_dims(lax.slice_in_dim(dy, shifts - 1 - m, shifts - 1 - m + rows, axis=axis), axis + 1)
         mask = inside[m].reshape(*(1,) * (axis + 1), stride, *(1,) * (dy.ndim - axis - 1))
         total = total + jnp.where(mask, copy, jnp.zeros((), dy.dtype))
-    whole = total.reshape(*dy.shape[:axis], rows * stride, *dy.shape[axis + 1 :])
-    return lax.slice_in_dim(whole, before, before + n, axis=axis)
-
-
-def _padded(x: Array, axis: int, padding: tuple[int, int]) -> Array:
-    edges = [(0, 0)] * (x.ndim - 2)
-    edges[axis - 1] = padding
-    return padded(x, edges)
+    return total.reshape(*dy.shape[:axis], rows * stride, *dy.shape[axis + 1 :])
 
 
 def _counted(average: _Average, dtype: np.dtype) -> np.ndarray:

@@ -11,20 +11,19 @@ one axis after the other. Output q·f + r lies at q + t of the input, t = (r + �
 a_r = max(−t, 0), c_r = max(t, 0), b_r = 1 − |t|. Beyond its edges x goes on with its first and last element.
 """
 
-import math
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.tree_util import Partial
 from jaxtyping import Float
 
 from jaxnet.activations import accumulation_dtype
 from jaxnet.ops import dispatch
-from jaxnet.ops.windows import Sizes, sizes, spatial_of
+from jaxnet.ops.windows import Sizes, padded, sizes, spatial_of
 
 METHODS = ("nearest", "bilinear")
 
@@ -75,54 +74,53 @@ def reference(scaling: _Scaling, x: Float[Array, "N *S C"]) -> Float[Array, "N *
 
 def forward(scaling: _Scaling, x: Float[Array, "N *S C"]) -> tuple[Float[Array, "N *O C"], None]:
     """y = a x[q − 1] + b x[q] + c x[q + 1] along each axis, or x[q]."""
-    y = x if scaling.method == "nearest" else x.astype(accumulation_dtype(x.dtype))
-    for axis, f in enumerate(scaling.factor, 1):
-        shape = (*y.shape[:axis], y.shape[axis], f, *y.shape[axis + 1 :])
-        if scaling.method == "nearest" or f == 1:
-            wide = jnp.broadcast_to(jnp.expand_dims(y, axis + 1), shape)
-        else:
-            a, b, c = _weights(f, axis, y)
-            n = y.shape[axis]
-            before = jnp.concatenate([_part(y, axis, 0, 1), _part(y, axis, 0, n - 1)], axis)
-            after = jnp.concatenate([_part(y, axis, 1, n), _part(y, axis, n - 1, n)], axis)
-            before, here, after = (jnp.expand_dims(part, axis + 1) for part in (before, y, after))
-            wide = a * before + b * here + c * after
-        y = wide.reshape(*shape[:axis], math.prod(shape[axis : axis + 2]), *shape[axis + 2 :])
+    linear = scaling.method == "bilinear"
+    y = x.astype(accumulation_dtype(x.dtype)) if linear else x
+    if linear:
+        y = padded(y, [(1, 1) if f > 1 else (0, 0) for f in scaling.factor])
+    for axis, (n, f) in enumerate(zip(x.shape[1:-1], scaling.factor, strict=True), 1):
+        if f > 1:
+            weights = _weights(n, f) if linear else [np.ones((1, f))]
+            parts = [lax.slice_in_dim(y, i, i + n, axis=axis) for i in range(len(weights))]
+            wide = [
+                _along(axis, w, y.ndim + 1, y.dtype) * jnp.expand_dims(part, axis + 1)
+                for w, part in zip(weights, parts, strict=True)
+            ]
+            y = sum(wide[1:], wide[0]).reshape(*y.shape[:axis], n * f, *y.shape[axis + 1 :])
     return y.astype(x.dtype), None
 
 
 def backward(scaling: _Scaling, residuals: None, dy: Float[Array, "N *O C"]) -> tuple[Float[Array, "N *S C"]]:
-    """dx[q] = Σ_r a dy[q + 1, r] + b dy[q, r] + c dy[q − 1, r] along each axis, or Σ_r dy[q, r].
-
-    What was read beyond an edge goes to the element at the edge.
-    """
+    """dx[q] = Σ_r a dy[q + 1, r] + b dy[q, r] + c dy[q − 1, r] along each axis, or Σ_r dy[q, r]."""
+    linear = scaling.method == "bilinear"
     dx = dy.astype(accumulation_dtype(dy.dtype))
-    for axis, f in enumerate(scaling.factor, 1):
-        n = dx.shape[axis] // f
-        apart = dx.reshape(*dx.shape[:axis], n, f, *dx.shape[axis + 1 :])
-        if scaling.method == "nearest" or f == 1:
-            dx = apart.sum(axis + 1)
-        else:
-            a, b, c = ((w * apart).sum(axis + 1) for w in _weights(f, axis, dx))
-            nothing = jnp.zeros_like(_part(a, axis, 0, 1))
-            to_before = jnp.concatenate([_part(a, axis, 1, n), nothing], axis)
-            to_after = jnp.concatenate([nothing, _part(c, axis, 0, n - 1)], axis)
-            inner = jnp.zeros_like(_part(a, axis, 1, n))
-            edges = [_part(a, axis, 0, 1), inner], [inner, _part(c, axis, n - 1, n)]
-            dx = b + to_before + to_after + sum(jnp.concatenate(edge, axis) for edge in edges)
+    if linear:
+        dx = padded(dx, [(f, f) if f > 1 else (0, 0) for f in scaling.factor])
+    for axis, (m, f) in enumerate(zip(dy.shape[1:-1], scaling.factor, strict=True), 1):
+        if f > 1:
+            weights = np.concatenate(_weights(m // f, f)[::-1], 1) if linear else np.ones((1, f))
+            reach = m - f + 1  # from the first element of a tap to its last
+            taps = [
+                _along(axis, w, dx.ndim, dx.dtype) * lax.slice_in_dim(dx, j, j + reach, f, axis)
+                for j, w in enumerate(weights.T)
+                if w.any()
+            ]
+            dx = sum(taps[1:], taps[0])
     return (dx.astype(dy.dtype),)
 
 
-def _weights(factor: int, axis: int, x: Array) -> tuple[Array, Array, Array]:
-    """a, b and c, shaped to be multiplied with x once it has an axis for r after `axis`."""
-    t = (np.arange(factor) + 0.5) / factor - 0.5
-    shape = (*(1,) * (axis + 1), factor, *(1,) * (x.ndim - axis - 1))
-    a, b, c = (jnp.asarray(w.reshape(shape), x.dtype) for w in (np.maximum(-t, 0), 1 - abs(t), np.maximum(t, 0)))
-    return a, b, c
+def _weights(n: int, factor: int) -> list[np.ndarray]:
+    """a, b and c for each q and r. Beyond an edge x goes on with the element there: a or c is added to its b."""
+    t = np.broadcast_to((np.arange(factor) + 0.5) / factor - 0.5, (n, factor))
+    a, b, c = np.maximum(-t, 0), 1 - abs(t), np.maximum(t, 0)
+    b[0] += a[0]
+    b[-1] += c[-1]
+    return [a, b, c]
 
 
-def _part(x: Array, axis: int, start: int, stop: int) -> Array:
-    return jax.lax.slice_in_dim(x, start, stop, axis=axis)
+def _along(axis: int, weights: np.ndarray, rank: int, dtype: np.dtype) -> Array:
+    """The weights' axes put at `axis` of so many."""
+    return jnp.asarray(weights.reshape(*(1,) * axis, *weights.shape, *(1,) * (rank - axis - weights.ndim)), dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
