@@ -103,13 +103,11 @@ def max_forward(windows: Windows, x: Float[Array, "N *S C"]) -> tuple[Float[Arra
     offsets = list(product(*map(range, windows.size)))
     starts = [tuple(j * d for j, d in zip(offset, windows.dilation, strict=True)) for offset in offsets]
     taps = [cut(x, start, windows.outputs, windows.stride) for start in starts]
-    y = taps[0]
-    for tap in taps[1:]:
-        y = jnp.where((tap > y) | jnp.isnan(tap), tap, y)
-    # A second chain, since XLA would run one of two results twice, and this one only compares.
-    index = jnp.full(y.shape, codes[starts[-1]], codes.dtype)
-    for start, tap in zip(starts[-2::-1], taps[-2::-1], strict=True):
-        index = jnp.where((tap == y) | jnp.isnan(tap), codes[start], index)
+    # Compared with each other, never with y: a compiler that calculates x anew for the index may round it otherwise.
+    y, index = taps[0], jnp.full(taps[0].shape, codes[starts[0]], codes.dtype)
+    for start, tap in zip(starts[1:], taps[1:], strict=True):
+        larger = (tap > y) | (jnp.isnan(tap) & ~jnp.isnan(y))
+        y, index = jnp.where(larger, tap, y), jnp.where(larger, codes[start], index)
     return y, MaxResiduals(index)
 
 
