@@ -29,19 +29,20 @@ from jaxnet.ops.linear import _like
 
 PerAxis = int | Sequence[int]
 Padding = str | int | Sequence[int | Sequence[int]]
+Ends = tuple[tuple[int, int], ...]  # before and after, along each axis
 
 
 class Residuals(NamedTuple):
     """What the backward pass needs; of the bias, whether there is one, and its dtype."""
 
     x: Float[Array, "N *Q C"]
-    weight: Float[Array, "*K C O"]
+    weight: Float[Array, "*K I O"]
     bias: Float[Array, " O"] | None
 
 
 def conv(
     x: Float[Array, "N *Q C"],
-    weight: Float[Array, "*K C O"],
+    weight: Float[Array, "*K I O"],
     bias: Float[Array, " O"] | None = None,
     *,
     stride: PerAxis = 1,
@@ -80,7 +81,7 @@ def conv(
 
 def conv_vjp(
     x: Float[Array, "N *Q C"],
-    weight: Float[Array, "*K C O"],
+    weight: Float[Array, "*K I O"],
     bias: Float[Array, " O"] | None = None,
     *,
     stride: PerAxis = 1,
@@ -158,21 +159,24 @@ def _geometry(
     if bias is not None and bias.shape != (outputs,):
         raise ValueError(f"conv needs a bias {(outputs,)} for a weight {weight.shape}; got {bias.shape}")
     image, window = x.shape[1:-1], weight.shape[:-2]
-    strides, dilations = per_axis("conv", "stride", stride, len(image)), per_axis("conv", "dilation", dilation, len(image))
+    strides = per_axis("conv", "stride", stride, len(image))
+    dilations = per_axis("conv", "dilation", dilation, len(image))
     ends = _ends(padding, image, window, strides, dilations)
     spans = [(k - 1) * d + 1 for k, d in zip(window, dilations, strict=True)]
     for q, (before, after), span in zip(image, ends, spans, strict=True):
         if q + before + after < span:
             raise ValueError(
-                f"conv's window of {tuple(spans)} places doesn't fit into an image of {image} with padding {ends}: "
-                "pad more, or take a smaller window"
+                f"conv's window of {tuple(spans)} places doesn't fit into an image of {image} with "
+                f"padding {ends}: pad more, or take a smaller window"
             )
     axes = zip(image, ends, spans, strides, strict=True)
     output = tuple((q + before + after - span) // s + 1 for q, (before, after), span, s in axes)
     return Geometry(image, output, window, tuple(before for before, _ in ends), strides, dilations, groups)
 
 
-def _ends(padding: Padding, image: Ints, window: Ints, stride: Ints, dilation: Ints) -> tuple[tuple[int, int], ...]:
+def _ends(
+    padding: Padding, image: Ints, window: Ints, stride: Ints, dilation: Ints
+) -> tuple[tuple[int, int], ...]:
     """How much is added before and after, along each axis."""
     spans = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
     if padding == "SAME":
@@ -186,7 +190,7 @@ def _ends(padding: Padding, image: Ints, window: Ints, stride: Ints, dilation: I
     return explicit_padding("conv", padding, len(image), '"SAME", "VALID", "CAUSAL" (for one axis)')
 
 
-def explicit_padding(op: str, padding: Padding, axes: int, names: str) -> tuple[tuple[int, int], ...]:
+def explicit_padding(op: str, padding: Padding, axes: int, names: str) -> Ends:
     """Pairs (before, after) of a number for all axes, one for each, or a pair for each."""
     given = [padding] * axes if isinstance(padding, int) else padding
     if not isinstance(given, str) and len(given) == axes:

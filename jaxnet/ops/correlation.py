@@ -19,7 +19,7 @@ others; there a strided `input_gradient` and all grouped ones take another road 
 from collections.abc import Callable
 from functools import partial
 
-from jax import Array, custom_vjp, lax
+from jax import Array, custom_vjp, lax, typeof
 from jax.sharding import NamedSharding
 
 from jaxnet.ops import correlation_cpu, correlation_xla
@@ -66,7 +66,8 @@ def _input_gradient(geometry: Geometry, y: Array, weight: Array) -> Array:
 @partial(custom_vjp, nondiff_argnums=(0, 1))
 def _weight_gradient(geometry: Geometry, sharding: NamedSharding | None, x: Array, y: Array) -> Array:
     xla = partial(correlation_xla.weight_gradient, sharding=sharding)
-    if geometry.groups == 1:
+    # Of images that lie on several devices explicitly, none can be taken by its number, as is done on a CPU.
+    if geometry.groups == 1 or typeof(x).sharding.spec[0] is not None:
         return xla(geometry, x, y)
     return _on_cpu(correlation_cpu.weight_gradient, xla, geometry, x, y)
 
@@ -83,9 +84,7 @@ def _correlate_backward(geometry: Geometry, residuals: tuple[Array, Array], dy: 
     return dx.astype(x.dtype), dweight.astype(weight.dtype)
 
 
-def _input_gradient_backward(
-    geometry: Geometry, residuals: tuple[Array, Array], dx: Array
-) -> tuple[Array, Array]:
+def _input_gradient_backward(geometry: Geometry, residuals: tuple[Array, Array], dx: Array) -> tuple[Array, Array]:
     """dy = ∂T/∂y(dx, w),  dw = ∂T/∂w(dx, y)."""
     y, weight = residuals
     dy, dweight = correlate(geometry, dx, weight), weight_gradient(geometry, dx, y)

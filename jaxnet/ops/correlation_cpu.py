@@ -1,6 +1,6 @@
 """The three maps of `correlation` where XLA's own convolutions are slow on a CPU: strided gradients, and groups.
 
-Axes as there. What XLA does badly there, and what is done instead (measured by experiments/benchmarks/convolution.py):
+Axes as there. What is slow, and what is done instead (measured by experiments/benchmarks/convolution.py):
 
 * an input dilated by zeros: sub-pixel phases, s of them along each axis, each at stride 1;
 * groups of few channels, such as depthwise: sums over taps of shifted products, which XLA fuses to one loop;
@@ -13,7 +13,7 @@ from itertools import product
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array, lax, typeof
 
 from jaxnet.activations import accumulation_dtype
 from jaxnet.ops import correlation_xla
@@ -41,7 +41,7 @@ def correlate(geometry: Geometry, x: Array, weight: Array) -> Array:
         y = seen[..., None] * factor + (y if i else 0)
         if i % _TERMS_A_LOOP == _TERMS_A_LOOP - 1:
             y = lax.optimization_barrier(y)
-    return y.reshape(*y.shape[:-2], -1)
+    return y.reshape(*y.shape[:-2], weight.shape[-1])
 
 
 def input_gradient(geometry: Geometry, y: Array, weight: Array) -> Array:
@@ -92,16 +92,12 @@ def _at_stride_one(geometry: Geometry, y: Array, taps: Array) -> Array:
 
 
 def _interleaved(geometry: Geometry, phases: list[Array]) -> Array:
-    """Place j of phase r becomes place s j + r of the image."""
-    if len(phases) == 1:
-        return phases[0]
-    batch, *rows, channels = phases[0].shape
-    axes = len(rows)
-    x = jnp.stack(phases, 1).reshape(batch, *geometry.stride, *rows, channels)
-    order = [axis for i in range(axes) for axis in (1 + axes + i, 1 + i)]
-    x = x.transpose(0, *order, 1 + 2 * axes)
-    x = x.reshape(batch, *(n * s for n, s in zip(rows, geometry.stride, strict=True)), channels)
-    return x[(slice(None), *map(slice, geometry.image))]
+    """Place j of phase r becomes place s j + r of the image; one axis after the other, the last first."""
+    for axis, stride in reversed([*enumerate(geometry.stride, 1)]):
+        if stride > 1:
+            stacks = [jnp.stack(phases[i : i + stride], axis + 1) for i in range(0, len(phases), stride)]
+            phases = [x.reshape(*x.shape[:axis], x.shape[axis] * stride, *x.shape[axis + 2 :]) for x in stacks]
+    return phases[0][(slice(None), *map(slice, geometry.image))]
 
 
 def weight_gradient(geometry: Geometry, x: Array, y: Array) -> Array:
@@ -110,6 +106,8 @@ def weight_gradient(geometry: Geometry, x: Array, y: Array) -> Array:
     if not _small(geometry, c, outputs // geometry.groups):
         return _by_group(correlation_xla.weight_gradient, geometry, x, y)
     dtype = accumulation_dtype(x.dtype)
+    if x.shape[0] == 0:
+        return jnp.zeros((*geometry.window, c, outputs), dtype)
     x, y = padded(geometry, x.astype(dtype)), y.astype(dtype)
     terms = math.prod(geometry.window) * c
     row = terms * math.prod(geometry.output[1:]) * outputs * dtype.itemsize
@@ -125,30 +123,38 @@ def weight_gradient(geometry: Geometry, x: Array, y: Array) -> Array:
 def _summed_by_rows(geometry: Geometry, x: Array, y: Array, rows: int, start: int, blocks: int) -> list[Array]:
     """The sums for each tap and channel over `blocks` blocks of so many rows of the output, of every image."""
     block = geometry._replace(output=(rows, *geometry.output[1:]))
-    y = y.reshape(*y.shape[:-1], geometry.groups, -1)
+    y = _in_groups(geometry, y)
 
     def step(sums: list[Array], i: Array) -> tuple[list[Array], None]:
         n, first = i // blocks, start + i % blocks * rows
-        image = lax.dynamic_slice_in_dim(lax.dynamic_index_in_dim(x, n), first * block.stride[0], block.extent[0], 1)
-        out = lax.dynamic_slice_in_dim(lax.dynamic_index_in_dim(y, n), first, rows, 1)
+        image, out = lax.dynamic_index_in_dim(x, n), lax.dynamic_index_in_dim(y, n)
+        image = lax.dynamic_slice_in_dim(image, first * block.stride[0], block.extent[0], 1)
+        out = lax.dynamic_slice_in_dim(out, first, rows, 1)
         seen = _seen(block, image)
         return [total + part[..., None] * out for total, (_, _, part) in zip(sums, seen, strict=True)], None
 
     terms = math.prod(geometry.window) * (x.shape[-1] // geometry.groups)
     zeros = jnp.zeros((1, *block.output, *y.shape[-2:]), y.dtype)
+    # Inside `shard_map` a sum differs between devices, as what is added to it does.
+    if varying := typeof(x).manual_axis_type.varying | typeof(y).manual_axis_type.varying:
+        zeros = lax.pcast(zeros, tuple(varying), to="varying")
     sums, _ = lax.scan(step, [zeros] * terms, jnp.arange(x.shape[0] * blocks))
     return [total.sum(tuple(range(total.ndim - 2))) for total in sums]
 
 
 def _seen(geometry: Geometry, x: Array) -> Iterator[tuple[Ints, int, Array]]:
     """For each tap k and channel c of a group, (N, P…, G) of the padded image: x[n, s p + d k, g c]."""
-    x = x.reshape(*x.shape[:-1], geometry.groups, -1)
+    x = _in_groups(geometry, x)
     for k in product(*map(range, geometry.window)):
         starts = [i * d for i, d in zip(k, geometry.dilation, strict=True)]
         places = zip(starts, geometry.output, geometry.stride, strict=True)
         cut = tuple(slice(start, start + (p - 1) * s + 1, s) for start, p, s in places)
         for c in range(x.shape[-1]):
             yield k, c, x[(slice(None), *cut, slice(None), c)]
+
+
+def _in_groups(geometry: Geometry, a: Array) -> Array:
+    return a.reshape(*a.shape[:-1], geometry.groups, a.shape[-1] // geometry.groups)
 
 
 def _small(geometry: Geometry, c: int, outputs: int) -> bool:

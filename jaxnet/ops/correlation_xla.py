@@ -81,7 +81,9 @@ def weight_gradient(geometry: Geometry, x: Array, y: Array, sharding: NamedShard
     if geometry.is_product:
         leading = tuple(range(last))
         sums = (leading, leading), ((), ())
-        weight = lax.dot_general(_seen(geometry, x), y, sums, preferred_element_type=dtype)
+        if sharding is not None:
+            sharding = sharding.update(spec=sharding.spec[-2:])
+        weight = lax.dot_general(_seen(geometry, x), y, sums, preferred_element_type=dtype, out_sharding=sharding)
         return weight.reshape(*geometry.window, *weight.shape)
     places = range(1, last)
     axes = (last, 0, *places)  # the channels take the place of the batch, the batch that of the channels

@@ -194,7 +194,9 @@ def _geometry(
     axes = zip(places, spans, strides, ends, strict=True)
     image = tuple((p - 1) * s + span - before - after for p, span, s, (before, after) in axes)
     if min(image) < 1:
-        raise ValueError(f"conv_transpose leaves nothing of y, {image} places, for x {x.shape}, padding {padding!r}")
+        raise ValueError(
+            f"conv_transpose would leave {image} places of y for x {x.shape} and padding {padding!r}: cut off less"
+        )
     return Geometry(image, places, window, tuple(before for before, _ in ends), strides, dilations, groups)
 
 
@@ -217,9 +219,8 @@ def _ends(
 def _check_channels(x: Array, weight: Array, bias: Array | None, groups: int, convention: str) -> None:
     inputs, a, b = x.shape[-1], *weight.shape[-2:]
     layout = "(…, I/groups, O)" if convention == "dilated" else "(…, O/groups, I)"
-    whole = isinstance(groups, int) and groups >= 1
-    fits = whole and (inputs == a * groups and b % groups == 0 if convention == "dilated" else inputs == b and b % groups == 0)
-    if not fits:
+    whole = isinstance(groups, int) and groups >= 1 and b % groups == 0
+    if not whole or inputs != (a * groups if convention == "dilated" else b):
         raise ValueError(
             f"conv_transpose needs a weight {layout} whose channels are multiples of groups, by the convention "
             f"{convention!r}; got {weight.shape} for groups {groups} and x of I = {inputs}"
