@@ -6,6 +6,8 @@ from jaxnet.layers.combinators import parallel as parallel
 from jaxnet.layers.combinators import repeat as repeat
 from jaxnet.layers.combinators import residual as residual
 from jaxnet.layers.combinators import serial as serial
+from jaxnet.layers.convolution import conv as conv
+from jaxnet.layers.convolution import conv_transpose as conv_transpose
 from jaxnet.layers.dense import dense as dense
 from jaxnet.layers.dropout import dropout as dropout
 from jaxnet.layers.layer import Layer as Layer

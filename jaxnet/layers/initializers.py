@@ -1,6 +1,7 @@
 """Initial weights: those of `jax.nn.initializers`, by name.
 
-An initializer is a function `(key, shape, dtype) → array`; fan-in is the second to last axis.
+An initializer is a function `(key, shape, dtype) → array`. Of a shape (…, I, O) fan-in is I and fan-out O, times
+the taps of a window before them; of a convolution in groups I is the channels that one output sees.
 
 ==================================  ===============================  ==========================
 `glorot_uniform`, `glorot_normal`   variance 2 / (fan-in + fan-out)  Glorot and Bengio (2010)

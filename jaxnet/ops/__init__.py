@@ -4,6 +4,8 @@ from jaxnet.ops.batch_norm import batch_norm as batch_norm
 from jaxnet.ops.batch_norm import batch_norm_inference as batch_norm_inference
 from jaxnet.ops.batch_norm import batch_norm_inference_vjp as batch_norm_inference_vjp
 from jaxnet.ops.batch_norm import batch_norm_vjp as batch_norm_vjp
+from jaxnet.ops.convolution import conv as conv
+from jaxnet.ops.convolution import conv_vjp as conv_vjp
 from jaxnet.ops.dispatch import using as using
 from jaxnet.ops.global_pooling import global_avg_pool as global_avg_pool
 from jaxnet.ops.global_pooling import global_avg_pool_vjp as global_avg_pool_vjp
@@ -19,5 +21,7 @@ from jaxnet.ops.pooling import avg_pool as avg_pool
 from jaxnet.ops.pooling import avg_pool_vjp as avg_pool_vjp
 from jaxnet.ops.pooling import max_pool as max_pool
 from jaxnet.ops.pooling import max_pool_vjp as max_pool_vjp
+from jaxnet.ops.transposed_convolution import conv_transpose as conv_transpose
+from jaxnet.ops.transposed_convolution import conv_transpose_vjp as conv_transpose_vjp
 from jaxnet.ops.upsampling import upsample as upsample
 from jaxnet.ops.upsampling import upsample_vjp as upsample_vjp

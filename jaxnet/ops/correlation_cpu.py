@@ -1,0 +1,170 @@
+"""The three maps of `correlation` where XLA's own convolutions are slow on a CPU: strided gradients, and groups.
+
+Axes as there. What is slow, and what is done instead (measured by experiments/benchmarks/convolution.py):
+
+* an input dilated by zeros: sub-pixel phases, s of them along each axis, each at stride 1;
+* groups of few channels, such as depthwise: sums over taps of shifted products, which XLA fuses to one loop;
+* other groups: one convolution for each.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax, typeof
+
+from jaxnet.activations import accumulation_dtype
+from jaxnet.ops import correlation_xla
+from jaxnet.ops.correlation_xla import Geometry, Ints, padded, transposed
+
+Map = Callable[[Geometry, Array, Array], Array]
+
+_SMALL_GROUP = 64  # C · O: above it products of matrices are faster
+_MOST_TERMS = 512  # of one sum, each of which is code
+_TERMS_A_LOOP = 32  # the compiler's time grows faster than the number of terms in a loop
+_MOST_GROUPS = 128  # each a convolution of its own
+_CACHE = 2**20  # bytes that stay beside a core
+
+
+def correlate(geometry: Geometry, x: Array, weight: Array) -> Array:
+    """y = Σ_kc x(k, c) w[k, c], x(k, c) being what tap k sees of channel c of each group."""
+    if not _small(geometry, weight.shape[-2], weight.shape[-1] // geometry.groups):
+        return _by_group(correlation_xla.correlate, geometry, x, weight)
+    dtype = accumulation_dtype(x.dtype)
+    x, weight = padded(geometry, x.astype(dtype)), weight.astype(dtype)
+    x = lax.optimization_barrier(x)  # else each term would pad for itself
+    y = jnp.zeros((), dtype)
+    for i, (k, c, seen) in enumerate(_seen(geometry, x)):
+        factor = weight[(*k, c)].reshape(*[1] * (x.ndim - 1), geometry.groups, -1)
+        y = seen[..., None] * factor + (y if i else 0)
+        if i % _TERMS_A_LOOP == _TERMS_A_LOOP - 1:
+            y = lax.optimization_barrier(y)
+    return y.reshape(*y.shape[:-2], weight.shape[-1])
+
+
+def input_gradient(geometry: Geometry, y: Array, weight: Array) -> Array:
+    """Phase r, the places q ≡ r (mod s), is a correlation of y with every (s / gcd(s, d))-th tap, reversed.
+
+    q = s j + r is reached from p = j + (r + a − d k) / s by the taps with d k ≡ r + a (mod s).
+    """
+    window = transposed(weight, geometry.groups)
+    rows = tuple(-(-q // s) for q, s in zip(geometry.image, geometry.stride, strict=True))
+    phases = []
+    for remainders in product(*map(range, geometry.stride)):
+        axes = [_phase(geometry, axis, r) for axis, r in enumerate(remainders)]
+        taps = window[tuple(axis.taps for axis in axes)]
+        sub = Geometry(
+            image=geometry.output,
+            output=rows,
+            window=taps.shape[:-2],
+            before=tuple(axis.before for axis in axes),
+            stride=(1,) * len(rows),
+            dilation=tuple(axis.dilation for axis in axes),
+            groups=geometry.groups,
+        )
+        phases.append(_at_stride_one(sub, y, taps))
+    return _interleaved(geometry, phases)
+
+
+class _Phase(NamedTuple):
+    taps: slice  # of the reversed window
+    before: int
+    dilation: int
+
+
+def _phase(geometry: Geometry, axis: int, remainder: int) -> _Phase:
+    """k = k₀ + m s/g, g = gcd(s, d): p = j + (r + a − d k₀) / s − m d/g, m from the last to 0 in reverse order."""
+    stride, dilation, window = (sizes[axis] for sizes in (geometry.stride, geometry.dilation, geometry.window))
+    place = remainder + geometry.before[axis]
+    first = next((k for k in range(window) if (place - dilation * k) % stride == 0), window)
+    step, dilation_there = (n // math.gcd(stride, dilation) for n in (stride, dilation))
+    last = first + (window - 1 - first) // step * step if first < window else first
+    offset = (place - dilation * last) // stride
+    return _Phase(slice(window - 1 - last, max(window - first, 0), step), -offset, dilation_there)
+
+
+def _at_stride_one(geometry: Geometry, y: Array, taps: Array) -> Array:
+    if 0 in taps.shape:
+        return jnp.zeros((y.shape[0], *geometry.output, taps.shape[-1]), accumulation_dtype(y.dtype))
+    return correlate(geometry, y, taps) if geometry.groups > 1 else correlation_xla.correlate(geometry, y, taps)
+
+
+def _interleaved(geometry: Geometry, phases: list[Array]) -> Array:
+    """Place j of phase r becomes place s j + r of the image; one axis after the other, the last first."""
+    for axis, stride in reversed([*enumerate(geometry.stride, 1)]):
+        if stride > 1:
+            stacks = [jnp.stack(phases[i : i + stride], axis + 1) for i in range(0, len(phases), stride)]
+            phases = [x.reshape(*x.shape[:axis], x.shape[axis] * stride, *x.shape[axis + 2 :]) for x in stacks]
+    return phases[0][(slice(None), *map(slice, geometry.image))]
+
+
+def weight_gradient(geometry: Geometry, x: Array, y: Array) -> Array:
+    """w[k, c] = Σ_np x(k, c) y, in blocks of rows whose accumulators, one for each k and c, stay in the cache."""
+    c, outputs = x.shape[-1] // geometry.groups, y.shape[-1]
+    if not _small(geometry, c, outputs // geometry.groups):
+        return _by_group(correlation_xla.weight_gradient, geometry, x, y)
+    dtype = accumulation_dtype(x.dtype)
+    if x.shape[0] == 0:
+        return jnp.zeros((*geometry.window, c, outputs), dtype)
+    x, y = padded(geometry, x.astype(dtype)), y.astype(dtype)
+    terms = math.prod(geometry.window) * c
+    row = terms * math.prod(geometry.output[1:]) * outputs * dtype.itemsize
+    height = geometry.output[0]
+    rows = min(max(_CACHE // row, 1), height)
+    sums = _summed_by_rows(geometry, x, y, rows, 0, height // rows)
+    if height % rows:
+        rest = _summed_by_rows(geometry, x, y, height % rows, height - height % rows, 1)
+        sums = [a + b for a, b in zip(sums, rest, strict=True)]
+    return jnp.stack(sums).reshape(*geometry.window, c, outputs)
+
+
+def _summed_by_rows(geometry: Geometry, x: Array, y: Array, rows: int, start: int, blocks: int) -> list[Array]:
+    """The sums for each tap and channel over `blocks` blocks of so many rows of the output, of every image."""
+    block = geometry._replace(output=(rows, *geometry.output[1:]))
+    y = _in_groups(geometry, y)
+
+    def step(sums: list[Array], i: Array) -> tuple[list[Array], None]:
+        n, first = i // blocks, start + i % blocks * rows
+        image, out = lax.dynamic_index_in_dim(x, n), lax.dynamic_index_in_dim(y, n)
+        image = lax.dynamic_slice_in_dim(image, first * block.stride[0], block.extent[0], 1)
+        out = lax.dynamic_slice_in_dim(out, first, rows, 1)
+        seen = _seen(block, image)
+        return [total + part[..., None] * out for total, (_, _, part) in zip(sums, seen, strict=True)], None
+
+    terms = math.prod(geometry.window) * (x.shape[-1] // geometry.groups)
+    zeros = jnp.zeros((1, *block.output, *y.shape[-2:]), y.dtype)
+    # Inside `shard_map` a sum differs between devices, as what is added to it does.
+    if varying := typeof(x).manual_axis_type.varying | typeof(y).manual_axis_type.varying:
+        zeros = lax.pcast(zeros, tuple(varying), to="varying")
+    sums, _ = lax.scan(step, [zeros] * terms, jnp.arange(x.shape[0] * blocks))
+    return [total.sum(tuple(range(total.ndim - 2))) for total in sums]
+
+
+def _seen(geometry: Geometry, x: Array) -> Iterator[tuple[Ints, int, Array]]:
+    """For each tap k and channel c of a group, (N, P…, G) of the padded image: x[n, s p + d k, g c]."""
+    x = _in_groups(geometry, x)
+    for k in product(*map(range, geometry.window)):
+        starts = [i * d for i, d in zip(k, geometry.dilation, strict=True)]
+        places = zip(starts, geometry.output, geometry.stride, strict=True)
+        cut = tuple(slice(start, start + (p - 1) * s + 1, s) for start, p, s in places)
+        for c in range(x.shape[-1]):
+            yield k, c, x[(slice(None), *cut, slice(None), c)]
+
+
+def _in_groups(geometry: Geometry, a: Array) -> Array:
+    return a.reshape(*a.shape[:-1], geometry.groups, a.shape[-1] // geometry.groups)
+
+
+def _small(geometry: Geometry, c: int, outputs: int) -> bool:
+    return c * outputs <= _SMALL_GROUP and math.prod(geometry.window) * c <= _MOST_TERMS
+
+
+def _by_group(one: Map, geometry: Geometry, a: Array, b: Array) -> Array:
+    """The map of each group: the channels are the last axis of every array, in order of the groups."""
+    if geometry.groups > _MOST_GROUPS:
+        return one(geometry, a, b)
+    alone = geometry._replace(groups=1)
+    pairs = zip(jnp.split(a, geometry.groups, -1), jnp.split(b, geometry.groups, -1), strict=True)
+    return jnp.concatenate([one(alone, *pair) for pair in pairs], -1)
