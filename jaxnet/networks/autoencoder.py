@@ -166,7 +166,7 @@ def _halves(
 
     encoder = [block(n, kernel_size, activation, normalization, **block_options) for n in stages]
     encoder += [layers.flatten()] if len(shape) > 1 else []
-    encoder += head((*hidden, outputs), activation, 0, **dense_options)
+    encoder += head((*hidden, outputs), activation, 0.0, **dense_options)
 
     inner = (*(n // shrunk for n in sizes), stages[-1]) if stages else shape
     decoder = [layers.dense(n, activation=activation, **dense_options) for n in reversed(hidden)]

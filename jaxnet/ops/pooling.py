@@ -103,7 +103,7 @@ def max_forward(windows: Windows, x: Float[Array, "N *S C"]) -> tuple[Float[Arra
     offsets = list(product(*map(range, windows.size)))
     starts = [tuple(j * d for j, d in zip(offset, windows.dilation, strict=True)) for offset in offsets]
     taps = [cut(x, start, windows.outputs, windows.stride) for start in starts]
-    # Compared with each other, never with y: a compiler that calculates x anew for the index may round it otherwise.
+    # Compared with each other, never with y: a compiler may calculate x anew for the index, rounded otherwise.
     y, index = taps[0], jnp.full(taps[0].shape, codes[starts[0]], codes.dtype)
     for start, tap in zip(starts[1:], taps[1:], strict=True):
         larger = (tap > y) | (jnp.isnan(tap) & ~jnp.isnan(y))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxnet.layers.layer import Params
+from jaxnet.layers.layer import Input, Params
 from jaxnet.losses import Adversarial, gradient_penalty
 from jaxnet.networks import GAN, with_class
 from jaxnet.train.state import TrainState
@@ -16,7 +16,7 @@ from jaxnet.train.step import Augment, Metrics, Step, augmented, jitted, updated
 Optimizers = tuple[optax.GradientTransformation, optax.GradientTransformation]
 
 
-def init_gan(gan: GAN, optimizers: Optimizers, key: Array, x: Array) -> TrainState:
+def init_gan(gan: GAN, optimizers: Optimizers, key: Array, x: Input) -> TrainState:
     """Returns the state before the first step, with `params` = (generator's, discriminator's).
 
     Args:

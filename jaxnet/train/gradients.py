@@ -1,5 +1,6 @@
 """The gradient of a network's training loss, on four roads."""
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -31,6 +32,7 @@ def check_gradients(net: Layer, loss: Loss, params: Params, batch: Batch, *, see
     def by_hand(params: Params, x: Array) -> tuple[Params, Array]:
         prediction, pullback = net.vjp(params, x)
         examples = loss(prediction, target).size
-        return pullback(losses.derivative(loss)(prediction, target) / examples)
+        dprediction = losses.derivative(loss)(prediction, target)
+        return pullback(jax.tree.map(lambda d: d / examples, dprediction))
 
     return verify.check_gradients(objective, params, jnp.asarray(x), hand_written=by_hand, seed=seed)
