@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet import activations, layers, losses, verify
+from jaxnet import activations, layers, losses, ops, verify
 from jaxnet.ops import linear, linear_vjp
 from jaxnet.verify.trials import Trial, layer_trial, trial
 
@@ -86,6 +86,68 @@ def of_product() -> Target:
         trial(partial(slope, "relu"), *args),
         trial(partial(slope, None), *args[:2]),
     ]
+
+
+def of_op(name: str, functions: Sequence[Any], *cases: tuple[tuple[jax.Array, ...], dict[str, Any]]) -> Target:
+    """An op of `ops` and its twin `…_vjp`, whose pullback gives the gradients of all arguments."""
+    op, op_vjp = getattr(ops, name), getattr(ops, f"{name}_vjp")
+
+    def one(args: tuple[jax.Array, ...], options: dict[str, Any]) -> Trial:
+        shapes = jax.eval_shape(partial(op, **options), *args)
+        dys = jax.tree.map(lambda y: draw(*y.shape, seed=9), shapes)
+
+        def like(y: Any) -> Any:
+            return jax.tree.map(lambda dy, leaf: dy.astype(leaf.dtype), dys, y)
+
+        def total(*args: jax.Array) -> jax.Array:
+            y = op(*args, **options)
+            products = jax.tree.map(lambda dy, leaf: (dy * leaf).sum().astype(args[0].dtype), like(y), y)
+            return sum(jax.tree.leaves(products)[1:], jax.tree.leaves(products)[0])
+
+        def by_hand(*args: jax.Array) -> tuple[jax.Array, ...]:
+            y, pullback = op_vjp(*args, **options)
+            return tuple(pullback(like(y))[: len(args)])
+
+        return trial(total, *args, hand_written=by_hand)
+
+    return functions, [one(*case) for case in cases]
+
+
+def of_windows(name: str, *functions: str, **options: Any) -> Target:
+    """Windows with and without overlap, beyond both edges, other along each axis."""
+    pooling = module("ops.pooling")
+    return of_op(
+        name,
+        [getattr(pooling, function) for function in functions],
+        ((draw(2, 5, 4, 2),), {"window": 2, **options}),
+        ((draw(1, 7, 5, 2),), {"window": (3, 2), "stride": (2, 1), "padding": [(2, 1), (0, 1)], **options}),
+        ((draw(1, 4, 6, 1),), {"window": 3, "stride": 2, "padding": "SAME", **options}),
+        ((draw(2, 8, 3, dtype="bfloat16"),), {"window": 3, "stride": 1, **options}),
+    )
+
+
+IMAGE, CHANNELS = draw(2, 3, 2, 4), [draw(4, seed=seed) for seed in (1, 2)]
+HALF = [a.astype("bfloat16") for a in (IMAGE, *CHANNELS)]
+
+
+def of_batch_norm() -> Target:
+    op = module("ops.batch_norm")
+    functions = [op.backward, op._sums]
+    cases = [((IMAGE, *CHANNELS), {"eps": 0.1}), ((IMAGE,), {}), ((IMAGE, CHANNELS[0]), {})]
+    return of_op("batch_norm", functions, *cases, ((*HALF,), {"eps": 0.1}))
+
+
+def of_batch_norm_inference() -> Target:
+    op = module("ops.batch_norm")
+    population = draw(4, seed=3), 0.5 + draw(4, seed=4) ** 2
+    half = [a.astype("bfloat16") for a in population]
+    return of_op(
+        "batch_norm_inference",
+        [op.inference_backward, op._sums],
+        ((IMAGE, *population, *CHANNELS), {"eps": 0.1}),
+        ((IMAGE, *population), {}),
+        ((HALF[0], *half, *HALF[1:]), {"eps": 0.1}),
+    )
 
 
 # ---------------------------------------------------------------------------------------- activations
@@ -185,10 +247,44 @@ def two_dense(**options: Any) -> Any:
 
 combinators = module("layers.combinators")
 reshape = module("layers.reshape")
+layer_pooling, layer_normalization = module("layers.pooling"), module("layers.normalization")
 
 TARGETS: dict[str, Callable[[], Target]] = {
     "linear": of_linear,
     "linear's second order": of_product,
+    "max_pool": lambda: of_windows("max_pool", "max_backward", "_edges"),
+    "max_pool with holes": lambda: of_op(
+        "max_pool",
+        [module("ops.pooling").max_backward],
+        ((draw(1, 7, 5, 2),), {"window": 2, "stride": (1, 3), "dilation": (3, 2)}),
+    ),
+    "avg_pool": lambda: of_windows("avg_pool", "avg_backward", "_spread", count_include_pad=False),
+    "global_max_pool": lambda: of_op(
+        "global_max_pool", [module("ops.global_pooling").max_backward], ((draw(2, 3, 2, 4),), {})
+    ),
+    "global_avg_pool": lambda: of_op(
+        "global_avg_pool", [module("ops.global_pooling").avg_backward], *(((x,), {}) for x in (IMAGE, HALF[0]))
+    ),
+    "upsample": lambda: of_op(
+        "upsample",
+        [module("ops.upsampling").backward],
+        ((IMAGE,), {"factor": (2, 3)}),
+        ((IMAGE,), {"factor": (3, 2), "method": "bilinear"}),
+        ((HALF[0],), {"factor": (1, 4), "method": "bilinear"}),
+    ),
+    "layer_norm": lambda: of_op(
+        "layer_norm",
+        [module("ops.normalization").backward],
+        ((IMAGE, *CHANNELS), {"eps": 0.1}),
+        ((IMAGE, draw(2, 3, seed=5).T, draw(3, 2, seed=6)), {"axis": (1, 2)}),
+        ((IMAGE,), {}),
+        ((*HALF,), {"eps": 0.1}),
+    ),
+    "group_norm": lambda: of_op(
+        "group_norm", [module("ops.normalization").backward], ((IMAGE, *CHANNELS), {"groups": 2, "eps": 0.1})
+    ),
+    "batch_norm": of_batch_norm,
+    "batch_norm_inference": of_batch_norm_inference,
     **{name: partial(of_activation, name) for name in ("identity", "sigmoid", "tanh", "relu", "selu", "softplus")},
     **{name: partial(of_activation, name) for name in ("silu", "mish", "hard_swish")},
     "leaky_relu": lambda: of_activation("leaky_relu", {}, {"negative_slope": 0.2}),
@@ -244,6 +340,26 @@ TARGETS: dict[str, Callable[[], Target]] = {
         random=lambda: layers.serial(layers.dropout(0.0), layers.dropout(0.4)),
     ),
     "reshape": lambda: of_layer([(reshape.reshape, "vjp")], lambda: layers.reshape(3, -1), x=draw(6, 2, 3)),
+    "pooling": lambda: of_layer(
+        [(layer_pooling._layer, "vjp"), layer_pooling._pullback],
+        lambda: layers.serial(layers.max_pool(2), layers.upsample(2), layers.global_avg_pool()),
+        x=draw(2, 4, 4, 3),
+    ),
+    "normalisation": lambda: of_layer(
+        [(layer_normalization._affine, "vjp"), layer_normalization._affine_pullback, layer_normalization._named],
+        layers.layer_norm,
+        lambda: layers.layer_norm(scale=False),
+        lambda: layers.group_norm(2, bias=False),
+    ),
+    "normalisation of the batch": lambda: of_layer(
+        [
+            (layers.batch_norm, "vjp"),
+            layer_normalization._inference_pullback,
+            layer_normalization._training_pullback,
+        ],
+        lambda: layers.batch_norm(scale=False, bias=False),
+        random=lambda: layers.batch_norm(eps=0.1),
+    ),
     "serial": lambda: of_layer(
         [(layers.serial, "vjp"), combinators._serial_pullback],
         lambda: layers.serial(*(layers.dense(4, activation=f) for f in ("tanh", "silu", None))),

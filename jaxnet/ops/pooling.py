@@ -118,19 +118,17 @@ def max_backward(
     wide = dy.astype(accumulation_dtype(dy.dtype))
     shifts, rows, edges = _reach(windows), _rows(windows), _edges(windows)
     wide, index, codes = padded(wide, edges), padded(residuals.place, edges), _codes(windows)
-    spread = [(n, 1) for n in rows]  # a new axis for r after each spatial one
+    behind = tuple(range(2, 2 * len(rows) + 1, 2))  # a new axis for r after each spatial one
     total = jnp.zeros((), wide.dtype)
     for m in product(*map(range, shifts)):
         start = [last - 1 - shift for last, shift in zip(shifts, m, strict=True)]
         here = [slice(a * s, (a + 1) * s) for a, s in zip(m, windows.stride, strict=True)]
         code = codes[tuple(here)].reshape(1, *((1, s)[i] for s in windows.stride for i in (0, 1)), 1)
-        values, found = (
-            cut(a, start, rows).reshape(len(dy), *(n for pair in spread for n in pair), dy.shape[-1])
-            for a in (wide, index)
-        )
+        values, found = (jnp.expand_dims(cut(a, start, rows), behind) for a in (wide, index))
         total = total + jnp.where(found == code, values, jnp.zeros((), wide.dtype))
-    whole = total.reshape(len(dy), *(q * s for q, s in zip(rows, windows.stride, strict=True)), dy.shape[-1])
-    return (cut(whole, [before for before, _ in windows.padding], windows.spatial).astype(dy.dtype),)
+    for axis, (q, s) in enumerate(zip(rows, windows.stride, strict=True), 1):
+        total = total.reshape(*total.shape[:axis], q * s, *total.shape[axis + 2 :])
+    return (cut(total, [before for before, _ in windows.padding], windows.spatial).astype(dy.dtype),)
 
 
 def _reach(windows: Windows) -> tuple[int, ...]:

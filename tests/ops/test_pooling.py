@@ -49,15 +49,19 @@ def check_backward(reference, forward, backward, x):
 # ------------------------------------------------------------------- link 1: backward against the reference
 
 
-@every_window
-@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize(
+    ("shape", "window", "stride", "padding", "dilation"),
+    [
+        *((*case, 1) for case in WINDOWS),
+        ((2, 9, 7, 2), 3, 2, "SAME", 2),
+        ((1, 13, 2), 3, 2, [(3, 4)], 3),
+        ((1, 5, 4, 6, 2), (2, 1, 2), 1, "VALID", (1, 2, 3)),
+    ],
+    ids=str,
+)
 def test_max_pool_backward(x64, shape, window, stride, padding, dilation):
     x = draw(*shape)
-    try:
-        windows = windows_of("max_pool", x, window, stride, padding, dilation)
-    except ValueError:
-        assert dilation == 2
-        pytest.skip("the dilated windows don't fit")
+    windows = windows_of("max_pool", x, window, stride, padding, dilation)
     functions = pooling.max_reference, pooling.max_forward, pooling.max_backward
     check_backward(*(partial(f, windows) for f in functions), x)
 
@@ -138,7 +142,7 @@ def test_public_op_in_value_and_gradient(x64, name):
 
 
 @each
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16"])
 def test_half_precision_is_rounded_once(name, dtype):
     x = draw(2, 5, 4, 3, dtype=dtype)
     dy = draw(*jax.eval_shape(OPS[name], x).shape, seed=9, dtype=dtype)
@@ -182,14 +186,13 @@ def test_nan_is_the_largest_and_infinity_a_number():
     np.testing.assert_array_equal(y, [2, np.nan, np.nan, np.inf, -np.inf])
 
 
-def test_a_window_of_more_than_256_elements(x64):
-    x = draw(1, 18, 17, 2)
-    windows = windows_of("max_pool", x, 17, None, "VALID")
+def test_places_that_need_more_than_a_byte(x64):
+    x = draw(1, 20, 19, 2)
+    windows = windows_of("max_pool", x, 2, 17, "VALID")
     assert pooling._codes(windows).dtype == np.int32
-    y, pullback = jax.jit(partial(ops.max_pool_vjp, window=17))(x)
-    expected, other = ops.global_max_pool_vjp(x[:, :17])
-    close(y[:, 0, 0], expected)
-    close(pullback(y)[0][:, :17], other(expected)[0])
+    check_backward(
+        *(partial(f, windows) for f in (pooling.max_reference, pooling.max_forward, pooling.max_backward)), x
+    )
 
 
 # -------------------------------------------------------------------------------- link 5: transformations

@@ -74,7 +74,7 @@ MODULES = {
 
 
 @pytest.mark.parametrize("name", MODULES)
-@pytest.mark.parametrize(("scale", "bias"), [(True, True), (True, False), (False, False)])
+@pytest.mark.parametrize(("scale", "bias"), [(True, True), (False, False)])
 def test_normalisation(x64, name, scale, bias):
     ours, theirs = MODULES[name]
     layer = ours(eps=1e-3, scale=scale, bias=bias)
