@@ -54,6 +54,9 @@ CONV = {
     "one place": ({"image": (1, 1), "window": (1, 1), "channels": (1, 1), "batch": 1}, {}),
     "window larger than the image": ({"image": (2, 3), "window": (5, 4)}, {}),
     "empty batch": ({"batch": 0}, {"stride": 2}),
+    "one channel out": ({"channels": (8, 1)}, {"dilation": (1, 2)}),
+    "one channel in": ({"channels": (1, 8), "image": (7, 5)}, {"stride": 2}),
+    "three channels in": ({"channels": (3, 9), "image": (7,), "window": (5,)}, {"stride": 2, "dilation": 3}),
     "groups": ({"channels": (4, 6), "groups": 2, "image": (7, 5)}, {"groups": 2, "stride": 2}),
     "depthwise": ({"channels": (3, 3), "groups": 3}, {"groups": 3}),
     "depthwise with a multiplier": (
@@ -167,6 +170,22 @@ def test_every_road_of_the_three_maps_for_random_geometry(seed, x64, monkeypatch
     close(jax.jit(partial(maps, correlation_cpu))(*args[:2], dy), (y, *gradients[:2]))
     monkeypatch.setattr(correlation_cpu, "_MOST_GROUPS", 0)
     close(jax.jit(partial(maps, correlation_cpu))(*args[:2], dy), (y, *gradients[:2]))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_sub_pixel_phases_for_random_geometry(seed, x64):
+    """A window for each, and all taps' products first."""
+    rng = random.Random(seed)
+    axes = rng.choice([1, 2, 2])
+    choices = [3, 5, 7], [1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3], [0, 1, 2]
+    image, window, stride, dilation, extra = (tuple(rng.choice(c) for _ in range(axes)) for c in choices)
+    padding = tuple(((k - 1) * d, e) for k, d, e in zip(window, dilation, extra, strict=True))
+    args = arguments(image, window, bias=False)
+    geometry = geometry_of(args, stride, padding, dilation)
+    dy = draw(2, *geometry.output, 3, seed=9)
+    _, (expected, *_) = by_autodiff(Static(convolution.reference, geometry), args, dy)
+    for road in correlation_cpu.input_gradient, correlation_cpu._multiplied_first:
+        close(jax.jit(partial(road, geometry))(dy, args[1]), expected)
 
 
 # ---------------------------------------------------------- link 2: finite differences, and the sums written out
