@@ -138,7 +138,7 @@ def of_correlation() -> Target:
     ]
 
 
-# What a road of `correlation` claims, beside autodiff of the reference: axes, groups and shapes that take each branch.
+# What a road of `correlation` claims, beside autodiff of the reference: shapes and options that take each branch.
 GEOMETRIES = (
     ([(2, 4, 3, 2), (2, 3, 2, 2)], {"stride": (2, 1), "padding": ((1, 0), (2, 1))}),
     ([(2, 5, 2), (3, 2, 2)], {"stride": 2, "dilation": 3, "padding": 3}),

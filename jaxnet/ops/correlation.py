@@ -13,7 +13,8 @@ x is 0 outside of the image. T is linear in each argument, so the gradients of e
 they are closed under differentiation, and a backward pass of any order is made of these three alone.
 
 Each is one convolution of XLA's (`correlation_xla`). On a CPU some of those run 10 to 100 times slower than
-others; there a strided `input_gradient`, results of few channels and all groups take another road (`correlation_cpu`).
+others: there a strided `input_gradient`, a result of few channels and all groups take another road
+(`correlation_cpu`).
 """
 
 from collections.abc import Callable

@@ -216,7 +216,7 @@ def test_value_against_loops(padding, x64):
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID", ((1, 2), (0, 3))], ids=str)
-@pytest.mark.parametrize(("stride", "window", "dilation"), [(2, 3, 1), (3, 2, 1), (1, 3, 2), (2, 4, 1), (2, 2, 3)])
+@pytest.mark.parametrize(("stride", "window", "dilation"), [(2, 3, 1), (3, 2, 1), (2, 4, 2)])
 def test_transposed_by_the_convention_of_jax(stride, window, dilation, padding, x64):
     x, weight, _ = arguments(window=(window, window), bias=False)
     strides, dilations = (stride,) * 2, (dilation,) * 2
@@ -291,14 +291,19 @@ def test_precision_of_each_dtype(dtype, groups, transposed):
     x, weight, bias = arguments((9, 8), (3, 3), (8, 8), groups, batch=4, dtype=dtype)
     f, vjp = (ops.conv_transpose, ops.conv_transpose_vjp) if transposed else (ops.conv, ops.conv_vjp)
     options = {"stride": 2, "groups": groups}
-    dy = draw(*f(x, weight, bias, **options).shape, seed=9, dtype=dtype)
+    shape = jax.eval_shape(partial(f, **options), x, weight, bias).shape
+    dy = draw(*shape, seed=9, dtype=dtype)
+
+    @jax.jit
+    def both(x, weight, bias, dy):
+        y, pullback = vjp(x, weight, bias, **options)
+        return y, *pullback(dy)
+
     with jax.enable_x64(True):
         wide = [jnp.asarray(np.asarray(a, np.float64)) for a in (x, weight, bias, dy)]
-        y, pullback = vjp(*wide[:3], **options)
-        expected = [np.asarray(a) for a in (y, *pullback(wide[3]))]
-    y, pullback = jax.jit(partial(vjp, **options))(x, weight, bias)
+        expected = [np.asarray(a) for a in both(*wide)]
     terms = (8 // groups * 9, 8 // groups * 9, dy[..., 0].size, dy[..., 0].size)
-    for found, exact, n in zip((y, *pullback(dy)), expected, terms, strict=True):
+    for found, exact, n in zip(both(x, weight, bias, dy), expected, terms, strict=True):
         assert found.dtype == dtype
         error = np.abs(np.asarray(found, np.float64) - exact)
         assert np.all(error <= float(jnp.finfo(dtype).eps) * np.abs(exact) + 4 * n * np.finfo(np.float32).eps)
@@ -327,7 +332,6 @@ def test_jit_vmap_remat_and_grad_of_vmap(op, x64):
     args = small(op)
     f = partial(loss, op)
     expected = jax.jit(jax.grad(f, (0, 1, 2)))(*args)
-    close(jax.grad(f, (0, 1, 2))(*args), expected)
     close(jax.jit(jax.grad(jax.checkpoint(f), (0, 1, 2)))(*args), expected)
     by_image = jax.vmap(lambda x, *rest: f(x[None], *rest), (0, None, None))
     close(jax.jit(jax.grad(lambda *args: by_image(*args).sum(), (0, 1, 2)))(*args), expected)
@@ -419,7 +423,7 @@ for name, (f, vjp, options, shape) in CASES.items():
     for kind in KINDS:
         mesh = jax.make_mesh((4,), ("batch",), axis_types=(kind,))
         specs = P("batch"), P("batch"), P(), P()
-        for gradient in by_autodiff, by_hand:
+        for gradient in (by_autodiff,) if kind == AxisType.Auto else (by_hand,):
             expected = jax.jit(gradient)(dy, *args)
             mapped = jax.shard_map(gradient, mesh=mesh, in_specs=specs, out_specs=specs[1:])
             with jax.set_mesh(mesh):
@@ -440,7 +444,7 @@ def test_sharded_over_the_batch():
     program = SHARDED.replace("KINDS", "AxisType.Auto, AxisType.Explicit")
     child = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert child.returncode == 0, child.stderr
-    assert len(child.stdout.splitlines()) == 4 * 8
+    assert len(child.stdout.splitlines()) == 4 * 4
 
 
 def test_a_second_call_does_not_recompile():
@@ -477,20 +481,24 @@ def test_on_a_cpu_no_image_is_dilated_and_no_convolution_is_grouped():
 def test_nan_and_infinity_reach_what_the_reference_lets_them_reach(op, value, x64):
     f = OPTIONS[op]
     x, weight, bias = small(op)
-    touched = x.at[1, 2, 1, 0].set(value)
-    y, pullback = jax.vjp(f, touched, weight, bias)
-    clean = f(x, weight, bias)
-    dy = draw(*y.shape, seed=9)
-    one_more, _ = jax.vjp(f, x.at[1, 2, 1, 0].add(1.0), weight, bias)
-    np.testing.assert_array_equal(np.isfinite(y), np.asarray(one_more == clean))
-    _, dweight, _ = pullback(dy)
-    expected = jax.grad(lambda w: (f(x.at[1, 2, 1, 0].add(1.0), w, bias) * dy).sum())(weight)
-    same = jax.grad(lambda w: (f(x, w, bias) * dy).sum())(weight)
-    np.testing.assert_array_equal(np.isfinite(dweight), np.abs(np.asarray(expected - same)) < 1e-12)
-    dx = jax.vjp(f, x, weight, bias)[1](dy.at[0, 1, 1, 1].set(value))[0]
-    clean_dx = jax.vjp(f, x, weight, bias)[1](dy)[0]
-    other_dx = jax.vjp(f, x, weight, bias)[1](dy.at[0, 1, 1, 1].add(1.0))[0]
-    np.testing.assert_array_equal(np.isfinite(dx), np.abs(np.asarray(other_dx - clean_dx)) < 1e-12)
+    dy = draw(*jax.eval_shape(f, x, weight, bias).shape, seed=9)
+
+    @jax.jit
+    def everything(x, dy):
+        y, pullback = jax.vjp(f, x, weight, bias)
+        return y, *pullback(dy)[:2]
+
+    def touched(by):
+        x_there, dy_there = x.at[1, 2, 1, 0], dy.at[0, 1, 1, 1]
+        y, _, dweight = everything(getattr(x_there, by)(step), dy)
+        return y, dweight, everything(x, getattr(dy_there, by)(step))[1]
+
+    y, dx, dweight = everything(x, dy)
+    step = 1.0
+    moved = touched("add")
+    step = value
+    for found, before, after in zip(touched("set"), (y, dweight, dx), moved, strict=True):
+        np.testing.assert_array_equal(np.isfinite(found), np.abs(np.asarray(after - before)) < 1e-12)
 
 
 # ---------------------------------------------------------------------------------------------- errors
