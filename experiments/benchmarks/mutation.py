@@ -153,7 +153,7 @@ GEOMETRIES = (
 
 def of_roads(name: str, *functions: str) -> Target:
     """The maps of ops.correlation_xla or ops.correlation_cpu, taken for the backward pass on this platform."""
-    roads, op = module(f"ops.{name}"), module("ops.convolution")
+    roads, plain, op = module(f"ops.{name}"), module("ops.correlation_xla"), module("ops.convolution")
 
     def one(shapes: Sequence[tuple[int, ...]], options: dict[str, Any]) -> Trial:
         args = [draw(*shape, seed=i) for i, shape in enumerate(shapes)]
@@ -166,11 +166,10 @@ def of_roads(name: str, *functions: str) -> Target:
 
         def by_hand(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, ...]:
             y = dy.astype(x.dtype)
-            if name == "correlation_xla" or geometry.groups > 1:
-                return roads.input_gradient(geometry, y, weight), roads.weight_gradient(geometry, x, y)
-            return roads.input_gradient(geometry, y, weight), module("ops.correlation_xla").weight_gradient(
-                geometry, x, y
-            )
+            dx = roads.input_gradient(geometry, y, weight)
+            if name == "correlation_cpu" and geometry.groups > 1:
+                return dx, roads.weight_gradient(geometry, x, y)
+            return dx, plain.weight_gradient(geometry, x, y, jax.typeof(weight).sharding)
 
         return trial(total, *args, hand_written=by_hand)
 

@@ -142,7 +142,7 @@ def test_backward_of_the_transposed_for_every_option(name, convention, x64):
     close(by_hand(*functions, args, dy), by_autodiff(Static(module.reference, geometry, convention), args, dy))
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_every_road_of_the_three_maps_for_random_geometry(seed, x64, monkeypatch):
     """As one convolution, on a CPU by group, tap by tap, with a rest of rows."""
     rng = random.Random(seed)
@@ -282,8 +282,7 @@ def test_public_op_in_value_and_gradient(transposed, bias, x64):
     close((y, pullback(dy)), expected)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize(("dtype", "groups"), [("float32", 1), ("float32", 8), ("bfloat16", 8), ("float16", 1)])
 @pytest.mark.parametrize("transposed", [True, False])
 def test_precision_of_each_dtype(dtype, groups, transposed):
     # A sum of n products, each rounded to float32's eps₃₂ in the running sum, errs by about √n · eps₃₂ · √n, in
@@ -439,8 +438,9 @@ for name, (f, vjp, options, shape) in CASES.items():
 
 def test_sharded_over_the_batch():
     # Four devices of one CPU: only a process of its own can have them.
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    flags = ["--xla_force_host_platform_device_count=4", "--xla_backend_optimization_level=0"]
+    flags += ["--xla_cpu_parallel_codegen_split_count=1"]
+    environment = os.environ | {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
     program = SHARDED.replace("KINDS", "AxisType.Auto, AxisType.Explicit")
     child = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert child.returncode == 0, child.stderr
