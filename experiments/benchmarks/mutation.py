@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnet import activations, layers, losses, ops, verify
-from jaxnet.ops import linear, linear_vjp
+from jaxnet.ops import conv, conv_transpose, conv_transpose_vjp, conv_vjp, linear, linear_vjp
 from jaxnet.verify.trials import Trial, layer_trial, trial
 
 Target = tuple[Sequence[Any], list[Trial]]
@@ -148,6 +148,95 @@ def of_batch_norm_inference() -> Target:
         ((IMAGE, *population), {}),
         ((HALF[0], *half, *HALF[1:]), {"eps": 0.1}),
     )
+
+
+def convolved(
+    f: Any, vjp: Any, shapes: Sequence[tuple[int, ...]], dtype: Any = "float32", **options: Any
+) -> Trial:
+    args = [draw(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)]
+    dy = draw(*f(*args, **options).shape, seed=9)
+
+    def total(*args: jax.Array) -> jax.Array:
+        y = f(*args, **options)
+        return (dy.astype(y.dtype) * y).sum()
+
+    def by_hand(*args: jax.Array) -> tuple[jax.Array, ...]:
+        return vjp(*args, **options)[1](dy.astype(args[0].dtype))[: len(args)]
+
+    return trial(total, *args, hand_written=by_hand)
+
+
+def of_conv() -> Target:
+    op, one = module("ops.convolution"), partial(convolved, conv, conv_vjp)
+    return [op.backward, op.summed], [
+        one([(2, 4, 3, 2), (2, 2, 2, 2), (2,)], stride=2),
+        one([(2, 4, 3, 2), (2, 2, 2, 2)]),
+        one([(2, 4, 2), (2, 2, 2), (2,)], "bfloat16"),
+    ]
+
+
+def of_conv_transpose() -> Target:
+    op, one = module("ops.transposed_convolution"), partial(convolved, conv_transpose, conv_transpose_vjp)
+    return [op.backward], [
+        one([(2, 3, 2, 2), (2, 3, 2, 2), (2,)], stride=2),
+        one([(2, 3, 2, 2), (2, 2, 2, 2), (2,)], stride=2, convention="gradient"),
+        one([(2, 3, 2), (2, 2, 2)]),
+        one([(2, 3, 2), (2, 2, 2), (2,)], "bfloat16", stride=2),
+    ]
+
+
+def of_correlation() -> Target:
+    """Second derivatives of both, by all three maps."""
+    op = module("ops.correlation")
+
+    def slope(f: Any, *args: jax.Array) -> Any:
+        return jax.grad(lambda *args: jnp.square(jnp.tanh(f(*args))).sum(), (0, 1))(*args)
+
+    args = draw(2, 3, 2, 2), draw(2, 2, 2, 2, seed=1)
+    half = [a.astype("bfloat16") for a in args]
+    return [op._correlate_backward, op._input_gradient_backward, op._weight_gradient_backward], [
+        trial(partial(slope, partial(conv, stride=2)), *args),
+        trial(partial(slope, partial(conv_transpose, stride=2)), *args),
+        trial(partial(slope, conv), *half),
+    ]
+
+
+# What a road of `correlation` claims, beside autodiff of the reference: shapes and options that take each branch.
+GEOMETRIES = (
+    ([(2, 4, 3, 2), (2, 3, 2, 2)], {"stride": (2, 1), "padding": ((1, 0), (2, 1))}),
+    ([(2, 5, 2), (3, 2, 2)], {"stride": 2, "dilation": 3, "padding": 3}),
+    ([(2, 7, 1), (4, 1, 8)], {"stride": 4, "dilation": 2, "padding": 3}),  # few channels, and phases without a tap
+    ([(2, 5, 8), (3, 8, 1)], {"dilation": 2}),
+    ([(2, 3, 3, 2), (1, 1, 2, 2)], {"stride": 2, "padding": 1}),  # one tap
+    ([(2, 3, 3, 2), (1, 1, 2, 2)], {"padding": ((0, 1), (1, 0))}),
+    ([(2, 5, 3, 4), (2, 2, 2, 4)], {"stride": (1, 2), "groups": 2, "dilation": (2, 1)}),  # small groups
+    ([(2, 4, 20), (2, 10, 20)], {"stride": 2, "groups": 2}),  # large ones
+)
+
+
+def of_roads(name: str, *functions: str) -> Target:
+    """The maps of ops.correlation_xla or ops.correlation_cpu, taken for the backward pass on this platform."""
+    roads, plain, op = module(f"ops.{name}"), module("ops.correlation_xla"), module("ops.convolution")
+
+    def one(shapes: Sequence[tuple[int, ...]], options: dict[str, Any]) -> Trial:
+        args = [draw(*shape, seed=i) for i, shape in enumerate(shapes)]
+        defaults = {"stride": 1, "padding": "SAME", "dilation": 1, "groups": 1}
+        geometry = op._geometry(*args, None, *(defaults | options).values())
+        dy = draw(shapes[0][0], *geometry.output, shapes[1][-1], seed=9)
+
+        def total(*args: jax.Array) -> jax.Array:
+            return (dy.astype(args[0].dtype) * op.reference(geometry, *args, None)).sum()
+
+        def by_hand(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, ...]:
+            y = dy.astype(x.dtype)
+            dx = roads.input_gradient(geometry, y, weight)
+            if name == "correlation_cpu" and geometry.groups > 1:
+                return dx, roads.weight_gradient(geometry, x, y)
+            return dx, plain.weight_gradient(geometry, x, y, jax.typeof(weight).sharding)
+
+        return trial(total, *args, hand_written=by_hand)
+
+    return [getattr(roads, function) for function in functions], [one(*case) for case in GEOMETRIES]
 
 
 # ---------------------------------------------------------------------------------------- activations
@@ -285,6 +374,13 @@ TARGETS: dict[str, Callable[[], Target]] = {
     ),
     "batch_norm": of_batch_norm,
     "batch_norm_inference": of_batch_norm_inference,
+    "conv": of_conv,
+    "conv_transpose": of_conv_transpose,
+    "correlation": of_correlation,
+    "correlation_xla": lambda: of_roads("correlation_xla", "input_gradient", "weight_gradient", "transposed"),
+    "correlation_cpu": lambda: of_roads(
+        "correlation_cpu", "input_gradient", "_phase", "_multiplied_first", "_interleaved", "weight_gradient"
+    ),
     **{name: partial(of_activation, name) for name in ("identity", "sigmoid", "tanh", "relu", "selu", "softplus")},
     **{name: partial(of_activation, name) for name in ("silu", "mish", "hard_swish")},
     "leaky_relu": lambda: of_activation("leaky_relu", {}, {"negative_slope": 0.2}),
@@ -329,6 +425,13 @@ TARGETS: dict[str, Callable[[], Target]] = {
         [module("layers.dense")._pullback, (layers.dense, "vjp")],
         lambda: layers.dense(4, activation="tanh"),
         lambda: layers.dense(4, bias=False),
+    ),
+    "layers' conv": lambda: of_layer(
+        [module("layers.convolution")._pullback, module("layers.convolution")._pullback_through],
+        lambda: layers.conv(2, 2, activation="tanh"),
+        lambda: layers.conv(2, 2, bias=False),
+        lambda: layers.conv_transpose(2, 2, stride=2, activation="relu"),
+        x=draw(2, 3, 2),
     ),
     "activation": lambda: of_layer(
         [(layers.activation, "vjp"), (layers.activation, "_pullback")],

@@ -13,7 +13,8 @@ x is 0 outside of the image. T is linear in each argument, so the gradients of e
 they are closed under differentiation, and a backward pass of any order is made of these three alone.
 
 Each is one convolution of XLA's (`correlation_xla`). On a CPU some of those run 10 to 100 times slower than
-others; there a strided `input_gradient` and all grouped ones take another road (`correlation_cpu`).
+others: there a strided `input_gradient`, a result of few channels and all groups take another road
+(`correlation_cpu`).
 """
 
 from collections.abc import Callable
@@ -51,14 +52,16 @@ def _alike(a: Array, b: Array) -> tuple[Array, Array]:
 
 @partial(custom_vjp, nondiff_argnums=(0,))
 def _correlate(geometry: Geometry, x: Array, weight: Array) -> Array:
-    if geometry.groups == 1:
+    few = correlation_cpu.few(geometry, weight.shape[-1], weight.shape[-2])
+    if geometry.groups == 1 and not (few and set(geometry.stride) == {1}):
         return correlation_xla.correlate(geometry, x, weight)
     return _on_cpu(correlation_cpu.correlate, correlation_xla.correlate, geometry, x, weight)
 
 
 @partial(custom_vjp, nondiff_argnums=(0,))
 def _input_gradient(geometry: Geometry, y: Array, weight: Array) -> Array:
-    if geometry.groups == 1 and set(geometry.stride) == {1}:
+    few = correlation_cpu.few(geometry, weight.shape[-2], weight.shape[-1])
+    if geometry.groups == 1 and set(geometry.stride) == {1} and not few:
         return correlation_xla.input_gradient(geometry, y, weight)
     return _on_cpu(correlation_cpu.input_gradient, correlation_xla.input_gradient, geometry, y, weight)
 

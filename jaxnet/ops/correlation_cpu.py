@@ -1,8 +1,9 @@
-"""The three maps of `correlation` where XLA's own convolutions are slow on a CPU: strided gradients, and groups.
+"""The three maps of `correlation` where XLA's own convolutions are slow on a CPU.
 
 Axes as there. What is slow, and what is done instead (measured by experiments/benchmarks/convolution.py):
 
 * an input dilated by zeros: sub-pixel phases, s of them along each axis, each at stride 1;
+* a result of few channels: all taps' products in one product of matrices, which are then shifted and added;
 * groups of few channels, such as depthwise: sums over taps of shifted products, which XLA fuses to one loop;
 * other groups: one convolution for each.
 """
@@ -21,6 +22,7 @@ from jaxnet.ops.correlation_xla import Geometry, Ints, padded, transposed
 
 Map = Callable[[Geometry, Array, Array], Array]
 
+_FEW = 4  # channels of a result whose taps are multiplied first and added afterwards
 _SMALL_GROUP = 64  # C · O: above it products of matrices are faster
 _MOST_TERMS = 512  # of one sum, each of which is code
 _TERMS_A_LOOP = 32  # the compiler's time grows faster than the number of terms in a loop
@@ -30,6 +32,8 @@ _CACHE = 2**20  # bytes that stay beside a core
 
 def correlate(geometry: Geometry, x: Array, weight: Array) -> Array:
     """y = Σ_kc x(k, c) w[k, c], x(k, c) being what tap k sees of channel c of each group."""
+    if few(geometry, weight.shape[-1], weight.shape[-2]) and set(geometry.stride) == {1}:
+        return _multiplied_first(_turned(geometry), x, transposed(weight, 1))
     if not _small(geometry, weight.shape[-2], weight.shape[-1] // geometry.groups):
         return _by_group(correlation_xla.correlate, geometry, x, weight)
     dtype = accumulation_dtype(x.dtype)
@@ -49,8 +53,10 @@ def input_gradient(geometry: Geometry, y: Array, weight: Array) -> Array:
 
     q = s j + r is reached from p = j + (r + a − d k) / s by the taps with d k ≡ r + a (mod s).
     """
+    if few(geometry, weight.shape[-2], weight.shape[-1]):
+        return _multiplied_first(geometry, y, weight)
     window = transposed(weight, geometry.groups)
-    rows = tuple(-(-q // s) for q, s in zip(geometry.image, geometry.stride, strict=True))
+    rows = _rows(geometry)
     phases = []
     for remainders in product(*map(range, geometry.stride)):
         axes = [_phase(geometry, axis, r) for axis, r in enumerate(remainders)]
@@ -66,6 +72,43 @@ def input_gradient(geometry: Geometry, y: Array, weight: Array) -> Array:
         )
         phases.append(_at_stride_one(sub, y, taps))
     return _interleaved(geometry, phases)
+
+
+def few(geometry: Geometry, channels: int, others: int) -> bool:
+    """Whether a result has so few channels that its taps are multiplied first: K C of them, from O channels."""
+    taps = math.prod(geometry.window)
+    return geometry.groups == 1 and channels <= _FEW and 1 < taps * channels <= 2 * others
+
+
+def _multiplied_first(geometry: Geometry, y: Array, weight: Array) -> Array:
+    """z[k] = y w[k]ᵀ for all taps in one product, then phase r is Σ_k z[k] shifted by (r + a − d k) / s places."""
+    products = weight.reshape(-1, weight.shape[-1])  # (K C, O)
+    z = jnp.matmul(y, products.T, preferred_element_type=accumulation_dtype(y.dtype))
+    z = lax.optimization_barrier(z.reshape(*y.shape[:-1], -1, weight.shape[-2]))
+    rows = _rows(geometry)
+    phases = []
+    for remainders in product(*map(range, geometry.stride)):
+        phase = jnp.zeros((y.shape[0], *rows, weight.shape[-2]), z.dtype)
+        for i, k in enumerate(product(*map(range, geometry.window))):
+            axes = zip(remainders, geometry.before, geometry.dilation, k, geometry.stride, strict=True)
+            shifts = [divmod(r + a - d * tap, s) for r, a, d, tap, s in axes]
+            if not any(rest for _, rest in shifts):
+                ends = [(-o, o + j - p, 0) for (o, _), j, p in zip(shifts, rows, geometry.output, strict=True)]
+                phase += lax.pad(z[..., i, :], jnp.zeros((), z.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
+        phases.append(phase)
+    return _interleaved(geometry, phases)
+
+
+def _turned(geometry: Geometry) -> Geometry:
+    """A correlation at stride 1 as the input gradient of another, whose window is the transposed one."""
+    axes = zip(geometry.window, geometry.dilation, geometry.before, strict=True)
+    before = tuple((k - 1) * d - a for k, d, a in axes)
+    return geometry._replace(image=geometry.output, output=geometry.image, before=before)
+
+
+def _rows(geometry: Geometry) -> Ints:
+    """The places of the image in one phase."""
+    return tuple(-(-q // s) for q, s in zip(geometry.image, geometry.stride, strict=True))
 
 
 class _Phase(NamedTuple):
@@ -88,7 +131,7 @@ def _phase(geometry: Geometry, axis: int, remainder: int) -> _Phase:
 def _at_stride_one(geometry: Geometry, y: Array, taps: Array) -> Array:
     if 0 in taps.shape:
         return jnp.zeros((y.shape[0], *geometry.output, taps.shape[-1]), accumulation_dtype(y.dtype))
-    return correlate(geometry, y, taps) if geometry.groups > 1 else correlation_xla.correlate(geometry, y, taps)
+    return (correlate if geometry.groups > 1 else correlation_xla.correlate)(geometry, y, taps)
 
 
 def _interleaved(geometry: Geometry, phases: list[Array]) -> Array:

@@ -73,7 +73,7 @@ def test_shapes():
     [(20, 32, 269_722 + 2_752 + 2 * 784), (18, 224, 11_689_512 + 2 * 4_800), (50, 224, 25_557_032 + 2 * 26_560)],
 )
 def test_resnets_have_the_published_sizes(depth, size, parameters):
-    """Those of PyTorch's models, or of the paper; 20 has shortcuts more. Means and variances are no parameters there."""
+    """Those of PyTorch or the paper; 20 has shortcuts more. Means and variances are no parameters there."""
     net = networks.resnet(depth, 10 if depth == 20 else 1000)
     images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
     params = jax.eval_shape(net.init, KEY, images)

@@ -54,6 +54,9 @@ CONV = {
     "one place": ({"image": (1, 1), "window": (1, 1), "channels": (1, 1), "batch": 1}, {}),
     "window larger than the image": ({"image": (2, 3), "window": (5, 4)}, {}),
     "empty batch": ({"batch": 0}, {"stride": 2}),
+    "one channel out": ({"channels": (8, 1)}, {"dilation": (1, 2)}),
+    "one channel in": ({"channels": (1, 8), "image": (7, 5)}, {"stride": 2}),
+    "three channels in": ({"channels": (3, 9), "image": (7,), "window": (5,)}, {"stride": 2, "dilation": 3}),
     "groups": ({"channels": (4, 6), "groups": 2, "image": (7, 5)}, {"groups": 2, "stride": 2}),
     "depthwise": ({"channels": (3, 3), "groups": 3}, {"groups": 3}),
     "depthwise with a multiplier": (
@@ -139,7 +142,7 @@ def test_backward_of_the_transposed_for_every_option(name, convention, x64):
     close(by_hand(*functions, args, dy), by_autodiff(Static(module.reference, geometry, convention), args, dy))
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_every_road_of_the_three_maps_for_random_geometry(seed, x64, monkeypatch):
     """As one convolution, on a CPU by group, tap by tap, with a rest of rows."""
     rng = random.Random(seed)
@@ -167,6 +170,22 @@ def test_every_road_of_the_three_maps_for_random_geometry(seed, x64, monkeypatch
     close(jax.jit(partial(maps, correlation_cpu))(*args[:2], dy), (y, *gradients[:2]))
     monkeypatch.setattr(correlation_cpu, "_MOST_GROUPS", 0)
     close(jax.jit(partial(maps, correlation_cpu))(*args[:2], dy), (y, *gradients[:2]))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_sub_pixel_phases_for_random_geometry(seed, x64):
+    """A window for each, and all taps' products first."""
+    rng = random.Random(seed)
+    axes = rng.choice([1, 2, 2])
+    choices = [3, 5, 7], [1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3], [0, 1, 2]
+    image, window, stride, dilation, extra = (tuple(rng.choice(c) for _ in range(axes)) for c in choices)
+    padding = tuple(((k - 1) * d, e) for k, d, e in zip(window, dilation, extra, strict=True))
+    args = arguments(image, window, bias=False)
+    geometry = geometry_of(args, stride, padding, dilation)
+    dy = draw(2, *geometry.output, 3, seed=9)
+    _, (expected, *_) = by_autodiff(Static(convolution.reference, geometry), args, dy)
+    for road in correlation_cpu.input_gradient, correlation_cpu._multiplied_first:
+        close(jax.jit(partial(road, geometry))(dy, args[1]), expected)
 
 
 # ---------------------------------------------------------- link 2: finite differences, and the sums written out
@@ -197,7 +216,7 @@ def test_value_against_loops(padding, x64):
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID", ((1, 2), (0, 3))], ids=str)
-@pytest.mark.parametrize(("stride", "window", "dilation"), [(2, 3, 1), (3, 2, 1), (1, 3, 2), (2, 4, 1), (2, 2, 3)])
+@pytest.mark.parametrize(("stride", "window", "dilation"), [(2, 3, 1), (3, 2, 1), (2, 4, 2)])
 def test_transposed_by_the_convention_of_jax(stride, window, dilation, padding, x64):
     x, weight, _ = arguments(window=(window, window), bias=False)
     strides, dilations = (stride,) * 2, (dilation,) * 2
@@ -263,8 +282,7 @@ def test_public_op_in_value_and_gradient(transposed, bias, x64):
     close((y, pullback(dy)), expected)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize(("dtype", "groups"), [("float32", 1), ("float32", 8), ("bfloat16", 8), ("float16", 1)])
 @pytest.mark.parametrize("transposed", [True, False])
 def test_precision_of_each_dtype(dtype, groups, transposed):
     # A sum of n products, each rounded to float32's eps₃₂ in the running sum, errs by about √n · eps₃₂ · √n, in
@@ -272,14 +290,19 @@ def test_precision_of_each_dtype(dtype, groups, transposed):
     x, weight, bias = arguments((9, 8), (3, 3), (8, 8), groups, batch=4, dtype=dtype)
     f, vjp = (ops.conv_transpose, ops.conv_transpose_vjp) if transposed else (ops.conv, ops.conv_vjp)
     options = {"stride": 2, "groups": groups}
-    dy = draw(*f(x, weight, bias, **options).shape, seed=9, dtype=dtype)
+    shape = jax.eval_shape(partial(f, **options), x, weight, bias).shape
+    dy = draw(*shape, seed=9, dtype=dtype)
+
+    @jax.jit
+    def both(x, weight, bias, dy):
+        y, pullback = vjp(x, weight, bias, **options)
+        return y, *pullback(dy)
+
     with jax.enable_x64(True):
         wide = [jnp.asarray(np.asarray(a, np.float64)) for a in (x, weight, bias, dy)]
-        y, pullback = vjp(*wide[:3], **options)
-        expected = [np.asarray(a) for a in (y, *pullback(wide[3]))]
-    y, pullback = jax.jit(partial(vjp, **options))(x, weight, bias)
+        expected = [np.asarray(a) for a in both(*wide)]
     terms = (8 // groups * 9, 8 // groups * 9, dy[..., 0].size, dy[..., 0].size)
-    for found, exact, n in zip((y, *pullback(dy)), expected, terms, strict=True):
+    for found, exact, n in zip(both(x, weight, bias, dy), expected, terms, strict=True):
         assert found.dtype == dtype
         error = np.abs(np.asarray(found, np.float64) - exact)
         assert np.all(error <= float(jnp.finfo(dtype).eps) * np.abs(exact) + 4 * n * np.finfo(np.float32).eps)
@@ -308,7 +331,6 @@ def test_jit_vmap_remat_and_grad_of_vmap(op, x64):
     args = small(op)
     f = partial(loss, op)
     expected = jax.jit(jax.grad(f, (0, 1, 2)))(*args)
-    close(jax.grad(f, (0, 1, 2))(*args), expected)
     close(jax.jit(jax.grad(jax.checkpoint(f), (0, 1, 2)))(*args), expected)
     by_image = jax.vmap(lambda x, *rest: f(x[None], *rest), (0, None, None))
     close(jax.jit(jax.grad(lambda *args: by_image(*args).sum(), (0, 1, 2)))(*args), expected)
@@ -400,7 +422,7 @@ for name, (f, vjp, options, shape) in CASES.items():
     for kind in KINDS:
         mesh = jax.make_mesh((4,), ("batch",), axis_types=(kind,))
         specs = P("batch"), P("batch"), P(), P()
-        for gradient in by_autodiff, by_hand:
+        for gradient in (by_autodiff,) if kind == AxisType.Auto else (by_hand,):
             expected = jax.jit(gradient)(dy, *args)
             mapped = jax.shard_map(gradient, mesh=mesh, in_specs=specs, out_specs=specs[1:])
             with jax.set_mesh(mesh):
@@ -416,12 +438,13 @@ for name, (f, vjp, options, shape) in CASES.items():
 
 def test_sharded_over_the_batch():
     # Four devices of one CPU: only a process of its own can have them.
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    flags = ["--xla_force_host_platform_device_count=4", "--xla_backend_optimization_level=0"]
+    flags += ["--xla_cpu_parallel_codegen_split_count=1"]
+    environment = os.environ | {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
     program = SHARDED.replace("KINDS", "AxisType.Auto, AxisType.Explicit")
     child = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert child.returncode == 0, child.stderr
-    assert len(child.stdout.splitlines()) == 4 * 8
+    assert len(child.stdout.splitlines()) == 4 * 4
 
 
 def test_a_second_call_does_not_recompile():
@@ -458,20 +481,24 @@ def test_on_a_cpu_no_image_is_dilated_and_no_convolution_is_grouped():
 def test_nan_and_infinity_reach_what_the_reference_lets_them_reach(op, value, x64):
     f = OPTIONS[op]
     x, weight, bias = small(op)
-    touched = x.at[1, 2, 1, 0].set(value)
-    y, pullback = jax.vjp(f, touched, weight, bias)
-    clean = f(x, weight, bias)
-    dy = draw(*y.shape, seed=9)
-    one_more, _ = jax.vjp(f, x.at[1, 2, 1, 0].add(1.0), weight, bias)
-    np.testing.assert_array_equal(np.isfinite(y), np.asarray(one_more == clean))
-    _, dweight, _ = pullback(dy)
-    expected = jax.grad(lambda w: (f(x.at[1, 2, 1, 0].add(1.0), w, bias) * dy).sum())(weight)
-    same = jax.grad(lambda w: (f(x, w, bias) * dy).sum())(weight)
-    np.testing.assert_array_equal(np.isfinite(dweight), np.abs(np.asarray(expected - same)) < 1e-12)
-    dx = jax.vjp(f, x, weight, bias)[1](dy.at[0, 1, 1, 1].set(value))[0]
-    clean_dx = jax.vjp(f, x, weight, bias)[1](dy)[0]
-    other_dx = jax.vjp(f, x, weight, bias)[1](dy.at[0, 1, 1, 1].add(1.0))[0]
-    np.testing.assert_array_equal(np.isfinite(dx), np.abs(np.asarray(other_dx - clean_dx)) < 1e-12)
+    dy = draw(*jax.eval_shape(f, x, weight, bias).shape, seed=9)
+
+    @jax.jit
+    def everything(x, dy):
+        y, pullback = jax.vjp(f, x, weight, bias)
+        return y, *pullback(dy)[:2]
+
+    def touched(by):
+        x_there, dy_there = x.at[1, 2, 1, 0], dy.at[0, 1, 1, 1]
+        y, _, dweight = everything(getattr(x_there, by)(step), dy)
+        return y, dweight, everything(x, getattr(dy_there, by)(step))[1]
+
+    y, dx, dweight = everything(x, dy)
+    step = 1.0
+    moved = touched("add")
+    step = value
+    for found, before, after in zip(touched("set"), (y, dweight, dx), moved, strict=True):
+        np.testing.assert_array_equal(np.isfinite(found), np.abs(np.asarray(after - before)) < 1e-12)
 
 
 # ---------------------------------------------------------------------------------------------- errors
