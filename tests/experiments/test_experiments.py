@@ -87,6 +87,19 @@ def test_two_runs(run, name):
     assert compiled[0] == compiled[1]
 
 
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if "smoke" in {f.name for f in options_of(name)}])
+def test_smoke(run, name):
+    """The whole script in seconds, on data that need no files; and every gradient check passes."""
+    done = run(name, "--smoke", "--epochs", "1", "--run", f"{name}-smoke")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("jaxnet")
+    assert "PASS" in done.stdout
+    assert "FAIL" not in done.stdout
+    made = run.cwd / "runs" / f"{name}-smoke"
+    assert {"config.json", "report.html"} <= {path.name for path in made.iterdir()}
+    assert all(train.read_metrics(path) for path in made.rglob("metrics.csv"))
+
+
 def test_config_json(run):
     options = ("--seed", "3", "--hidden", "5,4", "--activation", "tanh")
     assert run("feedforward_cancer", "--run", "named", "--epochs", "1", *options).returncode == 0
