@@ -163,7 +163,7 @@ def report(config, folder, net, embed, params, faces, gradients, table, scores) 
     best = max(table[1:], key=lambda row: row["identification"])
     page = train.Report(
         "Faces never seen",
-        f"An embedding of {config.embedding} numbers, trained on {len(faces.train[0])} pictures of {known} people, "
+        f"An embedding of {config.embedding} numbers, trained on {len(faces.train[0])} pictures of {known}, "
         f"tested on {len(x)} of {strangers} others",
         {
             "identified": f"{table[0]['identification']:.1%}",
