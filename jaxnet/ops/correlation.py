@@ -69,8 +69,8 @@ def _input_gradient(geometry: Geometry, y: Array, weight: Array) -> Array:
 @partial(custom_vjp, nondiff_argnums=(0, 1))
 def _weight_gradient(geometry: Geometry, sharding: NamedSharding | None, x: Array, y: Array) -> Array:
     xla = partial(correlation_xla.weight_gradient, sharding=sharding)
-    # Of images that lie on several devices explicitly, none can be taken by its number, as is done on a CPU.
-    if geometry.groups == 1 or typeof(x).sharding.spec[0] is not None:
+    # On a CPU images are taken one by one, if there are any and they don't lie on several devices explicitly.
+    if geometry.groups == 1 or x.shape[0] == 0 or typeof(x).sharding.spec[0] is not None:
         return xla(geometry, x, y)
     return _on_cpu(correlation_cpu.weight_gradient, xla, geometry, x, y)
 

@@ -84,7 +84,7 @@ def _multiplied_first(geometry: Geometry, y: Array, weight: Array) -> Array:
     """z[k] = y w[k]ᵀ for all taps in one product, then phase r is Σ_k z[k] shifted by (r + a − d k) / s places."""
     products = weight.reshape(-1, weight.shape[-1])  # (K C, O)
     z = jnp.matmul(y, products.T, preferred_element_type=accumulation_dtype(y.dtype))
-    z = lax.optimization_barrier(z.reshape(*y.shape[:-1], -1, weight.shape[-2]))
+    z = lax.optimization_barrier(z.reshape(*y.shape[:-1], math.prod(geometry.window), weight.shape[-2]))
     rows = _rows(geometry)
     phases = []
     for remainders in product(*map(range, geometry.stride)):
@@ -123,7 +123,7 @@ def _phase(geometry: Geometry, axis: int, remainder: int) -> _Phase:
     place = remainder + geometry.before[axis]
     first = next((k for k in range(window) if (place - dilation * k) % stride == 0), window)
     step, dilation_there = (n // math.gcd(stride, dilation) for n in (stride, dilation))
-    last = first + (window - 1 - first) // step * step if first < window else first
+    last = first + (window - 1 - first) // step * step
     offset = (place - dilation * last) // stride
     return _Phase(slice(window - 1 - last, max(window - first, 0), step), -offset, dilation_there)
 
@@ -149,8 +149,6 @@ def weight_gradient(geometry: Geometry, x: Array, y: Array) -> Array:
     if not _small(geometry, c, outputs // geometry.groups):
         return _by_group(correlation_xla.weight_gradient, geometry, x, y)
     dtype = accumulation_dtype(x.dtype)
-    if x.shape[0] == 0:
-        return jnp.zeros((*geometry.window, c, outputs), dtype)
     x, y = padded(geometry, x.astype(dtype)), y.astype(dtype)
     terms = math.prod(geometry.window) * c
     row = terms * math.prod(geometry.output[1:]) * outputs * dtype.itemsize

@@ -63,6 +63,7 @@ CONV = {
         {"channels": (2, 6), "groups": 2, "image": (7, 5)},
         {"groups": 2, "stride": (2, 1), "dilation": (1, 2)},
     ),
+    "few channels, empty batch": ({"channels": (1, 8), "batch": 0}, {"stride": 2}),
     "depthwise, empty batch": ({"channels": (2, 2), "groups": 2, "batch": 0}, {"groups": 2}),
     "depthwise of many taps": ({"channels": (2, 2), "groups": 2, "window": (7, 6)}, {"groups": 2}),
     "depthwise 3-D": ({"channels": (2, 2), "groups": 2, "image": (3, 4, 2), "window": (2, 3, 1)}, {"groups": 2}),
