@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet import activations, layers, losses, ops, verify
+from jaxnet import activations, layers, losses, networks, ops, verify
 from jaxnet.ops import conv, conv_transpose, conv_transpose_vjp, conv_vjp, linear, linear_vjp
 from jaxnet.verify.trials import Trial, layer_trial, trial
 
@@ -316,6 +316,19 @@ def of_loss(name: str, *cases: tuple[Any, Any, dict[str, Any]]) -> Target:
     return functions, [one(*case) for case in cases]
 
 
+def of_negative_elbo() -> Target:
+    """Its derivative in all that a variational autoencoder returns."""
+    loss, target = partial(losses.negative_elbo, beta=0.3), activations.sigmoid(draw(3, 4, seed=3))
+
+    def by_hand(prediction: Any) -> tuple[Any]:
+        return (losses.derivative(loss)(prediction, target),)
+
+    prediction = draw(3, 4), draw(3, 2, seed=1), draw(3, 2, seed=2)
+    return [module("losses.divergence")._negative_elbo_derivative], [
+        trial(lambda p: loss(p, target).sum(), prediction, hand_written=by_hand)
+    ]
+
+
 LOGITS = draw(5, 5)
 CLASSES = np.array([0, 4, 1, 1, 2], np.int32)
 PROBABILITIES = activations.softmax(draw(5, 5, seed=1))
@@ -482,6 +495,19 @@ TARGETS: dict[str, Callable[[], Target]] = {
         [(layers.repeat, "vjp"), combinators._repeat_pullback],
         lambda: layers.repeat(layers.dense(4, activation="tanh"), 2),
         random=lambda: layers.repeat(layers.dropout(0.3), 2),
+    ),
+    "gaussian_noise": lambda: of_layer(
+        [(layers.gaussian_noise, "vjp"), module("layers.noise")._pullback],
+        random=lambda: layers.gaussian_noise(0.4),
+    ),
+    "variational_autoencoder": lambda: of_layer(
+        [(networks.variational_autoencoder, "vjp"), module("networks.autoencoder")._variational_pullback],
+        random=lambda: networks.variational_autoencoder(4, 3, hidden=[3], activation="tanh"),
+    ),
+    "negative_elbo": of_negative_elbo,
+    "gradient_penalty": lambda: (
+        [module("losses.adversarial")._norm.jvp],
+        [trial(partial(losses.gradient_penalty, slope=0.5), draw(3, 2, 2))],
     ),
 }
 
