@@ -130,6 +130,19 @@ IMAGE, CHANNELS = draw(2, 3, 2, 4), [draw(4, seed=seed) for seed in (1, 2)]
 HALF = [a.astype("bfloat16") for a in (IMAGE, *CHANNELS)]
 
 
+def of_norms() -> Target:
+    """One backward pass for both."""
+    functions, trials = of_op(
+        "layer_norm",
+        [module("ops.normalization").backward],
+        ((IMAGE, *CHANNELS), {"eps": 0.1}),
+        ((IMAGE, draw(2, 3, seed=5).T, draw(3, 2, seed=6)), {"axis": (1, 2)}),
+        ((IMAGE,), {}),
+        ((*HALF,), {"eps": 0.1}),
+    )
+    return functions, [*trials, *of_op("group_norm", [], ((IMAGE, *CHANNELS), {"groups": 2, "eps": 0.1}))[1]]
+
+
 def of_batch_norm() -> Target:
     op = module("ops.batch_norm")
     functions = [op.backward, op._sums]
@@ -377,17 +390,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
         ((IMAGE,), {"factor": (3, 2), "method": "bilinear"}),
         ((HALF[0],), {"factor": (1, 4), "method": "bilinear"}),
     ),
-    "layer_norm": lambda: of_op(
-        "layer_norm",
-        [module("ops.normalization").backward],
-        ((IMAGE, *CHANNELS), {"eps": 0.1}),
-        ((IMAGE, draw(2, 3, seed=5).T, draw(3, 2, seed=6)), {"axis": (1, 2)}),
-        ((IMAGE,), {}),
-        ((*HALF,), {"eps": 0.1}),
-    ),
-    "group_norm": lambda: of_op(
-        "group_norm", [module("ops.normalization").backward], ((IMAGE, *CHANNELS), {"groups": 2, "eps": 0.1})
-    ),
+    "layer_norm and group_norm": of_norms,
     "batch_norm": of_batch_norm,
     "batch_norm_inference": of_batch_norm_inference,
     "conv": of_conv,
