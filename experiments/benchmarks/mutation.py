@@ -172,7 +172,8 @@ def of_roads(name: str, *functions: str) -> Target:
             dx = roads.input_gradient(geometry, y, weight)
             if name == "correlation_cpu" and geometry.groups > 1:
                 return dx, roads.weight_gradient(geometry, x, y)
-            return dx, plain.weight_gradient(geometry, x, y, jax.typeof(weight).sharding)
+            sharding = jax.typeof(weight).sharding if "stride" in options else None  # of a first or a higher order
+            return dx, plain.weight_gradient(geometry, x, y, sharding)
 
         return trial(total, *args, hand_written=by_hand)
 
