@@ -14,6 +14,7 @@ the last term from what else depends on the returned μ and v. In inference μ a
 The variance is that of the differences from the mean, in a second pass: E[x²] − μ² cancels.
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -115,7 +116,7 @@ def backward(eps: float, residuals: Residuals, cotangents: Statistics) -> tuple[
     x, _, rstd, scale, bias, _ = residuals
     dy, dmean, dvariance = cotangents
     wide, centred, xhat, dscale, dbias = _sums(residuals, dy)
-    n = max(x.size // x.shape[-1], 1) if x.shape[-1] else 1
+    n = math.prod(x.shape[:-1])
     factor = rstd if scale is None else scale.astype(rstd.dtype) * rstd
     dx = _beside(factor, x) * (wide - _beside(dbias / n, x) - xhat * _beside(dscale / n, x))
     dx = dx + (_beside(dmean / n, x) + centred * _beside(2 * dvariance / n, x))
