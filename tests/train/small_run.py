@@ -25,6 +25,7 @@ class Problem(NamedTuple):
     """All that `fit` takes; `state()` is a new one, since the buffers of the old are donated."""
 
     net: Any
+    optimizer: Any
     step: train.Step
     batches: data.Batches
     state: Callable[[], train.TrainState]
@@ -42,7 +43,7 @@ def problem(steps: int | None = None) -> Problem:
     optimizer = train.adamw(1e-2)
     step = train.make_step(net, losses.cross_entropy, optimizer, metrics={"accuracy": train.accuracy}, steps=steps)
     batches = data.batches((x, y), BATCH_SIZE, key=jax.random.key(1))
-    return Problem(net, step, batches, lambda: train.init(net, optimizer, jax.random.key(0), x))
+    return Problem(net, optimizer, step, batches, lambda: train.init(net, optimizer, jax.random.key(0), x))
 
 
 def before_each_call(step: train.Step, do: Callable[[], None]) -> train.Step:

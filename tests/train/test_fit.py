@@ -162,7 +162,7 @@ def test_looks_at_the_labels_of_each_batch(problem):
 
 def test_looks_at_the_labels_of_a_smoothed_loss(single):
     smoothed = partial(losses.cross_entropy, label_smoothing=0.1)
-    step = train.make_step(single.net, smoothed, single.step.optimizer)
+    step = train.make_step(single.net, smoothed, single.optimizer)
     with pytest.raises(ValueError, match="got the label 9"):
         train.fit(single.state(), step, [handmade(y=(0, 1, 2, 9))])
 

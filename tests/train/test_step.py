@@ -9,6 +9,8 @@ from small_run import PER_EPOCH
 
 from jaxnet import data, losses, networks, train
 
+SGD = optax.sgd(0.1)
+
 
 @pytest.fixture
 def batch():
@@ -78,11 +80,31 @@ def test_compiles_once_for_each_shape_of_a_batch(single, tmp_path):
         traces.append(prediction.shape)
         return losses.cross_entropy(prediction, target)
 
-    step = train.make_step(single.net, counted_loss, single.step.optimizer)
+    step = train.make_step(single.net, counted_loss, single.optimizer)
     for epochs, resume in ((2, False), (4, True)):
         train.fit(single.state(), step, single.batches, epochs=epochs, run=tmp_path / "run", resume=resume)
     assert traces == [(5, 3), (2, 3)]  # the whole batch, and the last of an epoch
     assert step.jitted._cache_size() == 2
+
+
+def test_augmented_steps_see_what_the_key_draws(single):
+    """It is a step without on the batch augmented, and each has a key of its own."""
+    seen = []
+
+    def augment(key, x):
+        jax.debug.callback(lambda drawn: seen.append(float(drawn)), jax.random.uniform(key))
+        return x * 2
+
+    x, y = next(single.batches.epoch(0))
+    net = networks.feedforward([7, 5, 3])  # draws nothing itself
+    augmented = train.make_step(net, losses.cross_entropy, SGD, augment=augment)
+    plain = train.make_step(net, losses.cross_entropy, SGD)
+    state, metrics = augmented(state_of(net, SGD, (x, y)), (x, y))
+    _, expected = plain(state_of(net, SGD, (x, y)), (2 * x, y))
+    np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-6)
+    augmented(state, (x, y))
+    jax.effects_barrier()
+    assert len(set(seen)) == 2
 
 
 def test_scanned_steps_are_single_steps(same_bits, single):
@@ -93,7 +115,7 @@ def test_scanned_steps_are_single_steps(same_bits, single):
         losses_singly.append(float(metrics["loss"]))
     scanned, losses_scanned = single.state(), []
     several = train.make_step(
-        single.net, losses.cross_entropy, single.step.optimizer, metrics=single.step.metrics, steps=4
+        single.net, losses.cross_entropy, single.optimizer, metrics={"accuracy": train.accuracy}, steps=4
     )
     for group in groups:
         scanned, metrics = several(scanned, group)

@@ -125,6 +125,29 @@ class Report:
         caption += ", and the line where both are equal." if diagonal else "."
         self._add(title, f'<figure class="single">{svg}<figcaption>{caption}</figcaption></figure>')
 
+    def series(
+        self, title: str, series: Sequence[tuple[str, ArrayLike, ArrayLike, ArrayLike]], note: str = ""
+    ) -> None:
+        """Time series, a chart each: (name, values, windows (k, 2) of indices to be shaded, indices to be marked)."""
+        figures = []
+        for number, (name, values, windows, marks) in enumerate(series):
+            y, places = np.asarray(values, float), np.asarray(marks, int)
+
+            def draw(
+                axes: Any, y: np.ndarray = y, windows: ArrayLike = windows, places: np.ndarray = places
+            ) -> None:
+                for first, last in np.asarray(windows, int).reshape(-1, 2):
+                    axes.axvspan(first, last, color=TEST, alpha=0.25, lw=0)
+                axes.plot(*thin(np.arange(y.size), y), color=TRAIN, lw=0.9)
+                axes.plot(places, y[places], "o", color=TEST, ms=3, mew=0)
+                axes.margins(x=0.01)
+
+            alt = f"{name}: {y.size:,} values, {len(np.asarray(windows))} windows, {places.size} marks"
+            svg = chart(f"figure{len(self._sections)}-{number}", alt, draw, height=1.9)
+            figures.append(f"<figure>{svg}<figcaption>{escape(name)}</figcaption></figure>")
+        note = f'<p class="note">{escape(note)}</p>' if note else ""
+        self._add(title, f'<div class="charts">{"".join(figures)}</div>{note}')
+
     def table(self, title: str, rows: Sequence[Mapping[str, Any]], note: str = "") -> None:
         """Rows as a table; its columns are the rows' keys in order of appearance."""
         columns = list(dict.fromkeys(key for row in rows for key in row))
