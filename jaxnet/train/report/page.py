@@ -128,7 +128,7 @@ class Report:
     def series(
         self, title: str, series: Sequence[tuple[str, ArrayLike, ArrayLike, ArrayLike]], note: str = ""
     ) -> None:
-        """Time series, a chart each: (name, values, windows (k, 2) of indices to be shaded, indices to be marked)."""
+        """Time series, a chart each: name, values, windows of indices (k, 2) to shade, indices to mark."""
         figures = []
         for number, (name, values, windows, marks) in enumerate(series):
             y, places = np.asarray(values, float), np.asarray(marks, int)
