@@ -178,9 +178,9 @@ def report(config, folder, params, series, gradients, found) -> None:
     page.table(
         "Score of the Numenta Anomaly Benchmark, standard profile",
         [{"": name, **{k: v for k, v in result.items() if k != "scores"}} for name, result in found.items()],
-        "0 for silence, 100 for an alarm at the start of each window and nowhere else. All detectors see only what "
-        "came before; each has the one threshold that is best for it over all series, as NAB chooses it. The "
-        "baselines look at how far the value is from its mean over the beginning: as such, and how unlikely that is.",
+        "0 for silence, 100 for an alarm at the start of each window and nowhere else. All detectors see only "
+        "what came before; each has the one threshold that is best for it over all series, as NAB chooses it. The "
+        "baselines look at how far the value is from its mean over the beginning: as it is, and how unlikely.",
     )
     page.curves(rows)
     alarms = [np.flatnonzero(score >= ours["threshold"]) for score in ours["scores"]]

@@ -142,4 +142,5 @@ def twice_an_element_a_billion_times_smaller(rng: Any) -> Setup:
     """Its derivative doesn't show among the others', yet it is known as exactly as theirs."""
     sizes = jnp.logspace(0, -9, 10)
     slopes = sizes.at[9].multiply(2)
-    return setup(rule(lambda x: jnp.exp(x) * sizes, lambda x, y, dy: (dy * slopes * jnp.exp(x),)), normal(rng, 10))
+    op = rule(lambda x: jnp.sum(jnp.exp(x) * sizes), lambda x, y, dy: (dy * slopes * jnp.exp(x),))
+    return setup(op, normal(rng, 10))
