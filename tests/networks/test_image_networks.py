@@ -111,22 +111,32 @@ def test_the_reparameterisation():
     assert train.check_gradients(net, loss, params, (x, target)).ok
 
 
-@pytest.mark.parametrize("loss", ["non_saturating", "least_squares", "adversarial_hinge", "wasserstein"])
-def test_a_generator_goes_towards_the_data(loss):
-    """Of numbers about 3: after some steps it makes them; conditional, so that class 1 is about −3."""
+def played(loss, optimizers, penalty, steps):
+    """A game over numbers about 3, of class 1 about −3: the GAN, its last state, and all metrics."""
     gan = networks.gan(1, 2, hidden=[16], classes=2, output_activation=None)
-    optimizers = train.adam(3e-3, b1=0.5), train.adam(3e-3, b1=0.5)
     labels = np.arange(128, dtype=np.int32) % 2
     x = np.random.default_rng(0).normal(3, 0.3, (128, 1)).astype("f") * (1 - 2 * labels[:, None]).astype("f")
-    penalty = 1.0 if loss == "wasserstein" else 0.1
-    step = train.make_gan_step(
-        gan, getattr(losses, loss), optimizers, penalty=penalty, discriminator_steps=2, steps=300
-    )
+    step = train.make_gan_step(gan, loss, optimizers, penalty=penalty, discriminator_steps=2, steps=steps)
     state = train.init_gan(gan, optimizers, KEY, x)
-    many = jnp.broadcast_to(x, (300, *x.shape)), jnp.broadcast_to(labels, (300, 128))
-    state, metrics = step(state, many)
-    made = train.generate(gan, state.params[0], jax.random.normal(TRAINING, (128, 2)), jnp.asarray(labels))
+    many = jnp.broadcast_to(x, (steps, *x.shape)), jnp.broadcast_to(labels, (steps, 128))
+    return gan, labels, *step(state, many)
+
+
+@pytest.mark.parametrize("loss", ["non_saturating", "least_squares", "adversarial_hinge", "wasserstein"])
+def test_each_side_goes_down_its_loss_while_the_other_rests(loss):
+    """Rest is a step size of 0. What the other side is given stays the same distribution."""
+    loss, rest, goes = getattr(losses, loss), optax.sgd(0.0), train.adam(1e-2)
+    *_, metrics = played(loss, (rest, goes), 0.1, 60)
     assert set(metrics) == {"loss", "generator_loss", "real", "generated"}
+    assert metrics["loss"][-10:].mean() < metrics["loss"][:10].mean()
+    assert metrics["real"][-10:].mean() > metrics["generated"][-10:].mean()
+    *_, metrics = played(loss, (goes, rest), 0.0, 60)
+    assert metrics["generator_loss"][-10:].mean() < metrics["generator_loss"][:10].mean()
+
+
+def test_a_generator_makes_what_it_is_asked_for():
+    gan, labels, state, _ = played(losses.wasserstein, (train.adam(3e-3, b1=0.5),) * 2, 1.0, 300)
+    made = train.generate(gan, state.params[0], jax.random.normal(TRAINING, (128, 2)), jnp.asarray(labels))
     np.testing.assert_allclose([made[labels == 0].mean(), made[labels == 1].mean()], [3, -3], atol=1)
 
 
