@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from click import FloatRange
@@ -53,7 +52,10 @@ def main(config: Config, folder: Path) -> None:
     gradients = train.check_gradients(net, losses.cross_entropy, state.params, tuple(a[:2] for a in faces.train))
     print(gradients, "\n")
 
-    see = jax.jit(embed.apply)
+    @jax.jit
+    def see(params, x):
+        """Of a face and its mirror image together."""
+        return embed.apply(params, x) + embed.apply(params, x[:, :, ::-1])
 
     def embeddings(params) -> np.ndarray:
         return np.concatenate(
@@ -83,8 +85,9 @@ def main(config: Config, folder: Path) -> None:
         evaluate=evaluate,
     )
 
-    table, scores = compare(embeddings(state.params), faces)
-    report(config, folder, net, embed, state.params, faces, gradients, table, scores)
+    vectors = embeddings(state.params)
+    table, scores = compare(vectors, faces)
+    report(config, folder, state.params, faces, gradients, vectors, table, scores)
     print()
     for row in table:
         print(
@@ -157,7 +160,7 @@ def compare(vectors, faces):
     return table, (same, scores["embedding"])
 
 
-def report(config, folder, net, embed, params, faces, gradients, table, scores) -> None:
+def report(config, folder, params, faces, gradients, vectors, table, scores) -> None:
     rows, (x, people) = train.read_metrics(folder / "metrics.csv"), faces.test
     known, strangers = len(np.unique(faces.train[1])), len(np.unique(people))
     best = max(table[1:], key=lambda row: row["identification"])
@@ -182,7 +185,6 @@ def report(config, folder, net, embed, params, faces, gradients, table, scores) 
     same, score = scores
     false_positive, true_positive, _ = roc_curve(same, score)
     page.roc(false_positive, true_positive, table[0]["area under ROC"])
-    vectors = np.asarray(jax.jit(embed.apply)(params[0], jnp.asarray(x)))
     page.pictures("The strangers", x[::10, ..., 0], [f"person {p + 1}" for p in people[::10]])
     alike = similarity(vectors) - 2 * np.eye(len(x))
     alike[people[:, None] == people[None]] = -2
