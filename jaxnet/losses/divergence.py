@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxnet.losses.classification import binary_cross_entropy
-from jaxnet.losses.loss import derivative, rule, same_shape, times
+from jaxnet.losses.loss import derivative, derived, rule, same_shape, times
 
 
 @rule(
@@ -37,6 +37,16 @@ def gaussian_kl(mean: Array, log_variance: Array) -> Array:
     return (jnp.square(mean) + jnp.expm1(log_variance) - log_variance) / 2
 
 
+def _negative_elbo_derivative(
+    prediction: tuple[Array, Array, Array], target: Array, beta: float = 1.0
+) -> tuple[Array, Array, Array]:
+    logits, mean, log_variance = prediction
+    dmean, dlog_variance = beta * mean, beta * jnp.expm1(log_variance) / 2
+    dlogits = derivative(binary_cross_entropy)(logits, target)
+    return jax.tree.unflatten(jax.tree.structure(prediction), (dlogits, dmean, dlog_variance))
+
+
+@derived(_negative_elbo_derivative)
 def negative_elbo(prediction: tuple[Array, Array, Array], target: Array, beta: float = 1.0) -> Array:
     """L = Σ BCE(logits, x) + β Σ KL(N(μ, σ²) ‖ N(0, 1)): of each example, the negative evidence lower bound.
 
@@ -52,18 +62,6 @@ def negative_elbo(prediction: tuple[Array, Array, Array], target: Array, beta: f
         raise ValueError(f"negative_elbo needs beta ≥ 0; got {beta}")
     logits, mean, log_variance = prediction
     return _sums(binary_cross_entropy(logits, target)) + beta * _sums(gaussian_kl(mean, log_variance))
-
-
-def _negative_elbo_derivative(
-    prediction: tuple[Array, Array, Array], target: Array, beta: float = 1.0
-) -> tuple[Array, Array, Array]:
-    logits, mean, log_variance = prediction
-    dmean, dlog_variance = beta * mean, beta * jnp.expm1(log_variance) / 2
-    dlogits = derivative(binary_cross_entropy)(logits, target)
-    return jax.tree.unflatten(jax.tree.structure(prediction), (dlogits, dmean, dlog_variance))
-
-
-negative_elbo.derivative = _negative_elbo_derivative  # type: ignore[attr-defined]
 
 
 def _sums(values: Array) -> Array:

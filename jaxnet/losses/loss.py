@@ -67,8 +67,17 @@ def rule(
 
             return checked
 
-        loss: Any = public(joined)
-        loss.derivative = public(derivative)
+        return derived(public(derivative))(public(joined))
+
+    return attach
+
+
+def derived(derivative: Callable[..., Any]) -> Callable[[Callable[..., Array]], Loss]:
+    """Puts the derivative beside a loss that is made of others, whose rules serve it."""
+
+    def attach(f: Callable[..., Array]) -> Loss:
+        loss: Any = f
+        loss.derivative = derivative
         return loss
 
     return attach
