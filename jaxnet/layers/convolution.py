@@ -14,8 +14,8 @@ from jaxnet.activations import Activation
 from jaxnet.layers import initializers
 from jaxnet.layers.initializers import Initializer
 from jaxnet.layers.layer import Input, Layer, Params
-from jaxnet.ops.convolution import Padding, PerAxis, per_axis
 from jaxnet.ops.correlation_xla import transposed
+from jaxnet.ops.windows import Padding, PerAxis, per_axis
 
 
 def conv(

@@ -9,15 +9,15 @@ from jax.tree_util import Partial
 
 from jaxnet import ops
 from jaxnet.layers.layer import Input, Layer, Params, output
-from jaxnet.ops.windows import Padding, Sizes
+from jaxnet.ops.windows import Padding, PerAxis
 
 
 def max_pool(
-    window: Sizes,
+    window: PerAxis,
     *,
-    stride: Sizes | None = None,
+    stride: PerAxis | None = None,
     padding: Padding = "VALID",
-    dilation: Sizes = 1,
+    dilation: PerAxis = 1,
     implementation: str | None = None,
 ) -> Layer:
     """The maximum of each window of x (N, S…, C): `ops.max_pool`, which says what the arguments are.
@@ -37,9 +37,9 @@ def max_pool(
 
 
 def avg_pool(
-    window: Sizes,
+    window: PerAxis,
     *,
-    stride: Sizes | None = None,
+    stride: PerAxis | None = None,
     padding: Padding = "VALID",
     count_include_pad: bool = True,
     implementation: str | None = None,
@@ -68,7 +68,7 @@ def global_avg_pool(*, implementation: str | None = None) -> Layer:
     return _layer(partial(ops.global_avg_pool, **options), partial(ops.global_avg_pool_vjp, **options))
 
 
-def upsample(factor: Sizes, *, method: str = "nearest", implementation: str | None = None) -> Layer:
+def upsample(factor: PerAxis, *, method: str = "nearest", implementation: str | None = None) -> Layer:
     """Each spatial axis `factor` times as long, by method "nearest" or "bilinear": `ops.upsample`.
 
     Raises:

@@ -26,7 +26,7 @@ from jaxtyping import Float
 
 from jaxnet.activations import accumulation_dtype
 from jaxnet.ops import dispatch
-from jaxnet.ops.linear import _like
+from jaxnet.ops.gradients import like
 from jaxnet.ops.normalization import check
 
 Statistics = tuple[Array, Array, Array]  # y, μ, v
@@ -122,8 +122,8 @@ def backward(eps: float, residuals: Residuals, cotangents: Statistics) -> tuple[
     dx = dx + (_beside(dmean / n, x) + centred * _beside(2 * dvariance / n, x))
     return (
         dx.astype(x.dtype),
-        None if scale is None else _like(dscale, scale),
-        None if bias is None else _like(dbias, bias),
+        None if scale is None else like(dscale, scale),
+        None if bias is None else like(dbias, bias),
     )
 
 
@@ -204,10 +204,10 @@ def inference_backward(
     factor = rstd if scale is None else scale.astype(rstd.dtype) * rstd
     return (
         (_beside(factor, x) * wide).astype(x.dtype),
-        _like(-factor * dbias, given[0]),
-        _like(-0.5 * factor * rstd * dscale, given[1]),
-        None if scale is None else _like(dscale, scale),
-        None if bias is None else _like(dbias, bias),
+        like(-factor * dbias, given[0]),
+        like(-0.5 * factor * rstd * dscale, given[1]),
+        None if scale is None else like(dscale, scale),
+        None if bias is None else like(dbias, bias),
     )
 
 

@@ -12,7 +12,6 @@ C channels in, O out, in one group. s stride, d dilation, a padding before.
 x is 0 outside of the image. (A correlation in mathematics: no tap is reversed. `correlation` has the maps.)
 """
 
-from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -25,11 +24,8 @@ from jaxtyping import Float
 from jaxnet.activations import accumulation_dtype
 from jaxnet.ops import correlation, dispatch
 from jaxnet.ops.correlation_xla import Geometry, Ints
-from jaxnet.ops.linear import _like
-
-PerAxis = int | Sequence[int]
-Padding = str | int | Sequence[int | Sequence[int]]
-Ends = tuple[tuple[int, int], ...]  # before and after, along each axis
+from jaxnet.ops.gradients import like
+from jaxnet.ops.windows import Ends, Padding, PerAxis, explicit_padding, per_axis, same_padding
 
 
 class Residuals(NamedTuple):
@@ -123,8 +119,8 @@ def backward(geometry: Geometry, residuals: Residuals, dy: Array) -> tuple[Array
     x, weight, bias = residuals
     dx = correlation.input_gradient(geometry, dy, weight)
     dweight = correlation.weight_gradient(geometry, x, dy, jax.typeof(weight).sharding)
-    dbias = None if bias is None else _like(summed(dy), bias)
-    return _like(dx, x), _like(dweight, weight), dbias
+    dbias = None if bias is None else like(summed(dy), bias)
+    return like(dx, x), like(dweight, weight), dbias
 
 
 def summed(dy: Array) -> Array:
@@ -174,41 +170,16 @@ def _geometry(
     return Geometry(image, output, window, tuple(before for before, _ in ends), strides, dilations, groups)
 
 
-def _ends(
-    padding: Padding, image: Ints, window: Ints, stride: Ints, dilation: Ints
-) -> tuple[tuple[int, int], ...]:
+def _ends(padding: Padding, image: Ints, window: Ints, stride: Ints, dilation: Ints) -> Ends:
     """How much is added before and after, along each axis."""
     spans = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
     if padding == "SAME":
-        axes = zip(image, stride, spans, strict=True)
-        totals = [max((-(-q // s) - 1) * s + span - q, 0) for q, s, span in axes]
-        return tuple((total // 2, total - total // 2) for total in totals)
+        return same_padding(image, stride, spans)
     if padding == "VALID":
         return ((0, 0),) * len(image)
     if padding == "CAUSAL" and len(image) == 1:
         return ((spans[0] - 1, 0),)
     return explicit_padding("conv", padding, len(image), '"SAME", "VALID", "CAUSAL" (for one axis)')
-
-
-def explicit_padding(op: str, padding: Padding, axes: int, names: str) -> Ends:
-    """Pairs (before, after) of a number for all axes, one for each, or a pair for each."""
-    given = [padding] * axes if isinstance(padding, int) else padding
-    if not isinstance(given, str) and len(given) == axes:
-        pairs = [(p, p) if isinstance(p, int) else tuple(p) for p in given]
-        if all(len(pair) == 2 and all(isinstance(n, int) and n >= 0 for n in pair) for pair in pairs):
-            return tuple((before, after) for before, after in pairs)
-    raise ValueError(
-        f"{op} needs a padding of {names}, or whole numbers ≥ 0: one, or {axes}, or {axes} pairs (before, after); "
-        f"got {padding!r}"
-    )
-
-
-def per_axis(op: str, name: str, value: PerAxis, axes: int, least: int = 1) -> Ints:
-    """One number for each axis, of one for all or one for each."""
-    numbers = (value,) * axes if isinstance(value, int) else tuple(value)
-    if len(numbers) != axes or not all(isinstance(n, int) and n >= least for n in numbers):
-        raise ValueError(f"{op} needs a {name} of whole numbers ≥ {least}, one or {axes}; got {value!r}")
-    return numbers
 
 
 def checked(op: str, x: Array, weight: Array, bias: Array | None) -> None:

@@ -22,6 +22,7 @@ from jaxnet import activations
 from jaxnet.activations import Activation, accumulation_dtype
 from jaxnet.kernels.linear import cpu
 from jaxnet.ops import dispatch
+from jaxnet.ops.gradients import like
 
 
 class Residuals(NamedTuple):
@@ -128,7 +129,7 @@ def backward(
     to_weight = _Product(implementation, sharding=jax.typeof(weight).sharding)
     dx = _product(to_x, dz, weight.astype(dz.dtype), y, None)
     dweight, dbias = _gradients(to_weight, x.astype(dz.dtype), dz, y)
-    return _like(dx, x), _like(dweight, weight), None if bias is None else _like(dbias, bias)
+    return like(dx, x), like(dweight, weight), None if bias is None else like(dbias, bias)
 
 
 class _Product(NamedTuple):
@@ -200,12 +201,6 @@ def _choose(
         reason = reason or cpu.slow(*sizes)
     kernels = {"cpu": dispatch.Kernel(kernel, reason)}
     return dispatch.choose("linear", which.implementation, xla, kernels)(*operands)
-
-
-def _like(gradient: Array, argument: Array) -> Array:
-    """The gradient in its argument's dtype; inside `shard_map`, summed over the devices that share it."""
-    g, a = (jax.typeof(array).manual_axis_type.varying for array in (gradient, argument))
-    return (jax.lax.psum(gradient, tuple(g - a)) if g - a else gradient).astype(argument.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

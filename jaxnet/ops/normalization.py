@@ -24,7 +24,7 @@ from jaxtyping import Float
 
 from jaxnet.activations import accumulation_dtype
 from jaxnet.ops import dispatch
-from jaxnet.ops.linear import _like
+from jaxnet.ops.gradients import like
 
 
 class _Norm(NamedTuple):
@@ -175,8 +175,8 @@ def backward(norm: _Norm, residuals: Residuals, dy: Array) -> tuple[Array, Array
     first, second = (jnp.mean(a, norm.axes, keepdims=True) for a in (dxhat, dxhat * xhat))
     dx = rstd * (dxhat - first - xhat * second)
     others = tuple(i for i, size in enumerate(norm.scale_shape) if size == 1)
-    dscale = None if scale is None else _like(jnp.sum(wide * xhat, others).reshape(scale.shape), scale)
-    dbias = None if bias is None else _like(jnp.sum(wide, others).reshape(bias.shape), bias)
+    dscale = None if scale is None else like(jnp.sum(wide * xhat, others).reshape(scale.shape), scale)
+    dbias = None if bias is None else like(jnp.sum(wide, others).reshape(bias.shape), bias)
     return dx.reshape(x.shape).astype(x.dtype), dscale, dbias
 
 

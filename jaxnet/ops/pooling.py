@@ -26,7 +26,7 @@ from jaxtyping import Float, Integer
 
 from jaxnet.activations import accumulation_dtype
 from jaxnet.ops import dispatch
-from jaxnet.ops.windows import Padding, Sizes, Windows, cut, padded, windows_of
+from jaxnet.ops.windows import Padding, PerAxis, Windows, cut, padded, windows_of
 
 # ------------------------------------------------------------------------------------------------ maximum
 
@@ -39,11 +39,11 @@ class MaxResiduals(NamedTuple):
 
 def max_pool(
     x: Float[Array, "N *S C"],
-    window: Sizes,
+    window: PerAxis,
     *,
-    stride: Sizes | None = None,
+    stride: PerAxis | None = None,
     padding: Padding = "VALID",
-    dilation: Sizes = 1,
+    dilation: PerAxis = 1,
     implementation: str | None = None,
 ) -> Float[Array, "N *O C"]:
     """The maximum of each window; of equal ones the first, row by row, gets the gradient. NaN is the largest.
@@ -55,7 +55,8 @@ def max_pool(
         x: (N, S…, C), one to three spatial axes.
         window: its elements along each spatial axis, or one number for all.
         stride: from one window to the next; None is the window's size.
-        padding: "VALID" is none, "SAME" gives ⌈n / stride⌉ windows, or a pair (before, after) for each axis.
+        padding: "VALID" is none, "SAME" gives ⌈n / stride⌉ windows; or how much, for all axes, for each, or a
+            pair (before, after) for each.
             It counts as −∞, and comes first where a window has nothing above −∞.
         dilation: from one element of a window to the next.
         implementation: see `jaxnet.ops.dispatch`.
@@ -73,11 +74,11 @@ def max_pool(
 
 def max_pool_vjp(
     x: Float[Array, "N *S C"],
-    window: Sizes,
+    window: PerAxis,
     *,
-    stride: Sizes | None = None,
+    stride: PerAxis | None = None,
     padding: Padding = "VALID",
-    dilation: Sizes = 1,
+    dilation: PerAxis = 1,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "N *O C"], Partial]:
     """Returns y and its pullback dy ↦ dx; arguments as in `max_pool`."""
@@ -176,9 +177,9 @@ class _Average(NamedTuple):
 
 def avg_pool(
     x: Float[Array, "N *S C"],
-    window: Sizes,
+    window: PerAxis,
     *,
-    stride: Sizes | None = None,
+    stride: PerAxis | None = None,
     padding: Padding = "VALID",
     count_include_pad: bool = True,
     implementation: str | None = None,
@@ -191,7 +192,8 @@ def avg_pool(
         x: (N, S…, C), one to three spatial axes.
         window: its elements along each spatial axis, or one number for all.
         stride: from one window to the next; None is the window's size.
-        padding: "VALID" is none, "SAME" gives ⌈n / stride⌉ windows, or a pair (before, after) for each axis.
+        padding: "VALID" is none, "SAME" gives ⌈n / stride⌉ windows; or how much, for all axes, for each, or a
+            pair (before, after) for each.
         count_include_pad: whether n_o counts the padding, which is 0, or only elements of x.
         implementation: see `jaxnet.ops.dispatch`.
 
@@ -208,9 +210,9 @@ def avg_pool(
 
 def avg_pool_vjp(
     x: Float[Array, "N *S C"],
-    window: Sizes,
+    window: PerAxis,
     *,
-    stride: Sizes | None = None,
+    stride: PerAxis | None = None,
     padding: Padding = "VALID",
     count_include_pad: bool = True,
     implementation: str | None = None,

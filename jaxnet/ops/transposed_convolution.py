@@ -25,9 +25,10 @@ from jax.tree_util import Partial
 from jaxtyping import Float
 
 from jaxnet.ops import correlation, dispatch
-from jaxnet.ops.convolution import Padding, PerAxis, Residuals, checked, explicit_padding, per_axis, summed
+from jaxnet.ops.convolution import Residuals, checked, summed
 from jaxnet.ops.correlation_xla import Geometry, Ints, transposed
-from jaxnet.ops.linear import _like
+from jaxnet.ops.gradients import like
+from jaxnet.ops.windows import Padding, PerAxis, explicit_padding, per_axis
 
 _CONVENTIONS = ("dilated", "gradient")
 
@@ -142,8 +143,8 @@ def backward(
     dx = correlation.correlate(geometry, dy, _of_gradient(geometry, convention, weight))
     dweight = correlation.weight_gradient(geometry, dy, x, jax.typeof(weight).sharding)
     dweight = _of_gradient(geometry, convention, dweight)
-    dbias = None if bias is None else _like(summed(dy), bias)
-    return _like(dx, x), _like(dweight, weight), dbias
+    dbias = None if bias is None else like(summed(dy), bias)
+    return like(dx, x), like(dweight, weight), dbias
 
 
 def _of_gradient(geometry: Geometry, convention: str, weight: Array) -> Array:

@@ -23,7 +23,7 @@ from jaxtyping import Float
 
 from jaxnet.activations import accumulation_dtype
 from jaxnet.ops import dispatch
-from jaxnet.ops.windows import Sizes, padded, sizes, spatial_of
+from jaxnet.ops.windows import PerAxis, padded, per_axis, spatial_of
 
 METHODS = ("nearest", "bilinear")
 
@@ -34,7 +34,7 @@ class _Scaling(NamedTuple):
 
 
 def upsample(
-    x: Float[Array, "N *S C"], factor: Sizes, *, method: str = "nearest", implementation: str | None = None
+    x: Float[Array, "N *S C"], factor: PerAxis, *, method: str = "nearest", implementation: str | None = None
 ) -> Float[Array, "N *O C"]:
     """x with each spatial axis `factor` times as long.
 
@@ -58,7 +58,7 @@ def upsample(
 
 
 def upsample_vjp(
-    x: Float[Array, "N *S C"], factor: Sizes, *, method: str = "nearest", implementation: str | None = None
+    x: Float[Array, "N *S C"], factor: PerAxis, *, method: str = "nearest", implementation: str | None = None
 ) -> tuple[Float[Array, "N *O C"], Partial]:
     """Returns y and its pullback dy ↦ dx; arguments as in `upsample`."""
     scaling = _check(x, factor, method)
@@ -131,10 +131,10 @@ def _upsample(scaling: _Scaling, x: Array) -> Array:
 _upsample.defvjp(forward, backward)
 
 
-def _check(x: Array, factor: Sizes, method: str) -> _Scaling:
+def _check(x: Array, factor: PerAxis, method: str) -> _Scaling:
     spatial = spatial_of("upsample", x)
     if method not in METHODS:
         raise ValueError(f"upsample needs a method of {', '.join(map(repr, METHODS))}; got {method!r}")
     if 0 in spatial:
         raise ValueError(f"upsample needs at least one element along each spatial axis; got x {x.shape}")
-    return _Scaling(sizes("upsample", "factor", factor, len(spatial)), method)
+    return _Scaling(per_axis("upsample", "factor", factor, len(spatial)), method)

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-Sizes = int | Sequence[int]
-Padding = str | Sequence[tuple[int, int]]
+PerAxis = int | Sequence[int]
+Padding = str | int | Sequence[int | Sequence[int]]
+Ends = tuple[tuple[int, int], ...]  # before and after, along each axis
 
 
 class Windows(NamedTuple):
@@ -39,19 +40,21 @@ class Windows(NamedTuple):
 
 
 def windows_of(
-    op: str, x: Array, window: Sizes, stride: Sizes | None, padding: Padding, dilation: Sizes = 1
+    op: str, x: Array, window: PerAxis, stride: PerAxis | None, padding: Padding, dilation: PerAxis = 1
 ) -> Windows:
     """Returns the windows of `op` over x.
 
     Raises:
         ValueError: for an x that isn't (N, S…, C) of floats, sizes that aren't whole numbers ≥ 1, padding that
-            isn't "SAME", "VALID" or a pair for each axis, windows larger than x or in the padding alone.
+            isn't "SAME", "VALID", whole numbers or pairs, windows larger than x or in the padding alone.
     """
     spatial = spatial_of(op, x)
-    size = sizes(op, "window", window, len(spatial))
-    stride = size if stride is None else sizes(op, "stride", stride, len(spatial))
-    free = Windows(spatial, size, stride, sizes(op, "dilation", dilation, len(spatial)), ((0, 0),) * len(spatial))
-    windows = free._replace(padding=_padding(op, free, padding))
+    size = per_axis(op, "window", window, len(spatial))
+    stride = size if stride is None else per_axis(op, "stride", stride, len(spatial))
+    free = Windows(
+        spatial, size, stride, per_axis(op, "dilation", dilation, len(spatial)), ((0, 0),) * len(spatial)
+    )
+    windows = free._replace(padding=_ends(op, free, padding))
     for n, e, pads in zip(spatial, windows.extent, windows.padding, strict=True):
         if max(pads) >= e:
             raise ValueError(
@@ -60,6 +63,14 @@ def windows_of(
         if n + sum(pads) < e:
             raise ValueError(f"{op}'s windows of extent {windows.extent} don't fit x {x.shape}, padding {padding}")
     return windows
+
+
+def _ends(op: str, windows: Windows, padding: Padding) -> Ends:
+    if padding == "VALID":
+        return windows.padding
+    if padding == "SAME":
+        return same_padding(windows.spatial, windows.stride, windows.extent)
+    return explicit_padding(op, padding, len(windows.spatial), '"SAME", "VALID"')
 
 
 def spatial_of(op: str, x: Array) -> tuple[int, ...]:
@@ -75,32 +86,32 @@ def spatial_of(op: str, x: Array) -> tuple[int, ...]:
     return x.shape[1:-1]
 
 
-def sizes(op: str, name: str, value: Sizes, axes: int) -> tuple[int, ...]:
-    """Returns a whole number ≥ 1 for each spatial axis.
+def explicit_padding(op: str, padding: Padding, axes: int, names: str) -> Ends:
+    """Pairs (before, after) of a number for all axes, one for each, or a pair for each."""
+    given = [padding] * axes if isinstance(padding, int) else padding
+    if not isinstance(given, str) and len(given) == axes:
+        pairs = [(p, p) if isinstance(p, int) else tuple(p) for p in given]
+        if all(len(pair) == 2 and all(isinstance(n, int) and n >= 0 for n in pair) for pair in pairs):
+            return tuple((before, after) for before, after in pairs)
+    raise ValueError(
+        f"{op} needs a padding of {names}, or whole numbers ≥ 0: one, or {axes}, or {axes} pairs (before, after); "
+        f"got {padding!r}"
+    )
 
-    Raises:
-        ValueError: for anything else.
-    """
-    found = (value,) * axes if isinstance(value, int) else tuple(value)
-    if len(found) != axes or any(not isinstance(n, int) or n < 1 for n in found):
-        raise ValueError(f"{op} needs a {name} of one whole number ≥ 1, or {axes} of them; got {value!r}")
-    return found
+
+def per_axis(op: str, name: str, value: PerAxis, axes: int, least: int = 1) -> tuple[int, ...]:
+    """One number for each axis, of one for all or one for each."""
+    numbers = (value,) * axes if isinstance(value, int) else tuple(value)
+    if len(numbers) != axes or not all(isinstance(n, int) and n >= least for n in numbers):
+        raise ValueError(f"{op} needs a {name} of whole numbers ≥ {least}, one or {axes}; got {value!r}")
+    return numbers
 
 
-def _padding(op: str, windows: Windows, padding: Padding) -> tuple[tuple[int, int], ...]:
-    if padding == "VALID":
-        return windows.padding
-    if padding == "SAME":  # ⌈n / stride⌉ windows
-        needed = [
-            max((math.ceil(n / s) - 1) * s + e - n, 0)
-            for n, e, s in zip(windows.spatial, windows.extent, windows.stride, strict=True)
-        ]
-        return tuple((n // 2, n - n // 2) for n in needed)
-    pairs = () if isinstance(padding, str) else tuple(tuple(pair) for pair in padding)
-    if len(pairs) != len(windows.spatial) or any(len(p) != 2 or min(p) < 0 for p in pairs):
-        pair = ", ".join(["(before, after)"] * len(windows.spatial))
-        raise ValueError(f"{op} needs padding 'SAME', 'VALID' or [{pair}], all ≥ 0; got {padding!r}")
-    return pairs  # type: ignore[return-value]
+def same_padding(image: Sequence[int], stride: Sequence[int], extent: Sequence[int]) -> Ends:
+    """What gives ⌈n / stride⌉ windows, in halves, the larger after."""
+    axes = zip(image, stride, extent, strict=True)
+    totals = [max((math.ceil(n / s) - 1) * s + e - n, 0) for n, s, e in axes]
+    return tuple((total // 2, total - total // 2) for total in totals)
 
 
 def padded(x: Array, padding: Sequence[tuple[int, int]], value: float = 0.0) -> Array:

@@ -90,8 +90,8 @@ X = jnp.zeros((2, 3, 2, 3))
     ("arguments", "message"),
     [
         ((X[0, 0], 2, "nearest"), "upsample needs a floating-point x (N, one to three spatial axes, C)"),
-        ((X, 0, "nearest"), "upsample needs a factor of one whole number ≥ 1, or 2 of them; got 0"),
-        ((X, (2, 0), "nearest"), "or 2 of them; got (2, 0)"),
+        ((X, 0, "nearest"), "upsample needs a factor of whole numbers ≥ 1, one or 2; got 0"),
+        ((X, (2, 0), "nearest"), "one or 2; got (2, 0)"),
         ((X, 2, "cubic"), "upsample needs a method of 'nearest', 'bilinear'; got 'cubic'"),
         ((X[:, :0], 2, "nearest"), "at least one element along each spatial axis; got x (2, 0, 2, 3)"),
     ],
