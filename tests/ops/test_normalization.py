@@ -174,10 +174,12 @@ def test_transformations_and_second_order(x64, name):
     directions = tuple(draw(*a.shape, seed=7) for a in args)
 
     def slope(f):
-        value = lambda *args: (weights * outputs_of(f)(*args) ** 2).sum()  # noqa: E731
-        along = lambda *args: sum(  # noqa: E731
-            (u * g).sum() for u, g in zip(directions, jax.grad(value, everything)(*args), strict=True)
-        )
+        def value(*args):
+            return (weights * outputs_of(f)(*args) ** 2).sum()
+
+        def along(*args):
+            return sum((u * g).sum() for u, g in zip(directions, jax.grad(value, everything)(*args), strict=True))
+
         return jax.jit(jax.grad(along, everything))(*args)
 
     close(slope(partial(op, **options)), slope(plain), 1e-9, 1e-9)

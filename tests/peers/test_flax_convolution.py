@@ -18,7 +18,10 @@ modest = settings(max_examples=7, deadline=None, derandomize=True)
 @st.composite
 def setups(draw, transposed):
     axes = draw(st.integers(1, 3))
-    sizes = lambda low, high: tuple(draw(st.integers(low, high)) for _ in range(axes))  # noqa: E731
+
+    def sizes(low, high):
+        return tuple(draw(st.integers(low, high)) for _ in range(axes))
+
     groups = 1 if transposed else draw(st.sampled_from([1, 2, 3]))
     features, channels = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 2))
     image, window, stride, dilation = sizes(5, 7), sizes(1, 3), sizes(1, 3), sizes(1, 2)
