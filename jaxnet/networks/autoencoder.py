@@ -18,7 +18,7 @@ from jaxnet import layers
 from jaxnet.activations import Activation
 from jaxnet.layers import Layer
 from jaxnet.layers.layer import Input, Params, output, split
-from jaxnet.networks.blocks import block, head, whole_numbers
+from jaxnet.networks.blocks import block, check_normalization, head, sizes_of, whole_numbers
 
 
 class Autoencoder(Layer):
@@ -152,15 +152,9 @@ def _halves(
     implementation: str | None,
 ) -> tuple[Layer, Layer]:
     """The encoder, with so many `outputs`, and the decoder."""
-    shape = whole_numbers("shape", shape)
+    shape, hidden, stages, inner = sizes_of(shape, hidden, stages)
     whole_numbers("code_size", code_size)
-    hidden, stages = (
-        whole_numbers(*given) if given[1] else () for given in (("hidden", hidden), ("stages", stages))
-    )
-    shrunk = 2 ** len(stages)
-    if any(n % shrunk for n in shape[:-1] if stages):
-        raise ValueError(f"{len(stages)} stages of stride 2 need sizes that {shrunk} divides; got shape {shape}")
-    *sizes, channels = shape
+    check_normalization(normalization)
     dense_options: dict[str, Any] = {"implementation": implementation}
     block_options: dict[str, Any] = {"stride": 2, "implementation": implementation}
 
@@ -168,14 +162,13 @@ def _halves(
     encoder += [layers.flatten()] if len(shape) > 1 else []
     encoder += head((*hidden, outputs), activation, 0.0, **dense_options)
 
-    inner = (*(n // shrunk for n in sizes), stages[-1]) if stages else shape
     decoder = [layers.dense(n, activation=activation, **dense_options) for n in reversed(hidden)]
     decoder += [layers.dense(math.prod(inner), activation=activation if stages else None, **dense_options)]
     decoder += [layers.reshape(*inner)] if len(shape) > 1 else []
     for n in reversed(stages[:-1]):
         decoder += [block(n, kernel_size, activation, normalization, transpose=True, **block_options)]
     if stages:
-        decoder += [block(channels, kernel_size, None, None, transpose=True, **block_options)]
+        decoder += [block(shape[-1], kernel_size, None, None, transpose=True, **block_options)]
     decoder += [] if output_activation is None else [layers.activation(output_activation)]
     return layers.serial(*encoder), layers.serial(*decoder)
 

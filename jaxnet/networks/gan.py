@@ -14,7 +14,7 @@ from jax import Array
 from jaxnet import activations, layers
 from jaxnet.activations import Activation
 from jaxnet.layers import Layer
-from jaxnet.networks.blocks import block, head, normalization, whole_numbers
+from jaxnet.networks.blocks import block, check_normalization, head, normalized, sizes_of, whole_numbers
 
 
 class GAN(NamedTuple):
@@ -37,7 +37,7 @@ def gan(
     hidden: Sequence[int] = (),
     classes: int = 0,
     kernel_size: int = 4,
-    norm: str | None = "group",
+    normalization: str | None = "group",
     dropout_rate: float = 0.0,
     output_activation: str | Activation | None = "tanh",
     implementation: str | None = None,
@@ -51,8 +51,8 @@ def gan(
         hidden: widths of dense layers between z and the stages, and after them in the discriminator.
         classes: number of classes that both are told (Mirza and Osindero, 2014); 0 is none.
         kernel_size: of the convolutions.
-        norm: None, "batch", "group" or "layer", in the generator. The discriminator has none, as suits every
-            loss: a gradient penalty is one of each example alone.
+        normalization: None, "batch", "group" or "layer", between the generator's stages. The discriminator has
+            none, as suits every loss: a gradient penalty is one of each example alone.
         dropout_rate: in the discriminator, after each stage and hidden layer.
         output_activation: of G; "tanh" for examples in [−1, 1].
         implementation: see `jaxnet.ops.dispatch`.
@@ -64,27 +64,21 @@ def gan(
         >>> gan = networks.gan((28, 28, 1), 64, stages=[64, 128])
         >>> x = gan.generator.apply(gan.generator.init(key, z), z)
     """
-    shape = whole_numbers("shape", shape)
+    shape, hidden, stages, inner = sizes_of(shape, hidden, stages)
     whole_numbers("latent_size", latent_size)
-    hidden, stages = (
-        whole_numbers(*given) if given[1] else () for given in (("hidden", hidden), ("stages", stages))
-    )
-    shrunk = 2 ** len(stages)
-    if any(n % shrunk for n in shape[:-1] if stages):
-        raise ValueError(f"{len(stages)} stages of stride 2 need sizes that {shrunk} divides; got shape {shape}")
+    check_normalization(normalization)
     if classes < 0:
         raise ValueError(f"gan needs classes ≥ 0; got {classes}")
     options: dict[str, Any] = {"implementation": implementation}
 
-    inner = (*(n // shrunk for n in shape[:-1]), stages[-1]) if stages else shape
     generator = [layers.dense(n, activation="relu", **options) for n in hidden]
     generator += [layers.dense(math.prod(inner), **options)]
     generator += [layers.reshape(*inner)] if len(shape) > 1 else []
     if stages:
-        generator += [normalization(norm, stages[-1])] if norm else []
+        generator += [normalized(normalization, stages[-1])] if normalization else []
         generator += [layers.activation("relu")]
     up: dict[str, Any] = {"stride": 2, "transpose": True, **options}
-    generator += [block(n, kernel_size, "relu", norm, **up) for n in reversed(stages[:-1])]
+    generator += [block(n, kernel_size, "relu", normalization, **up) for n in reversed(stages[:-1])]
     generator += [block(shape[-1], kernel_size, None, None, **up)] if stages else []
     generator += [] if output_activation is None else [layers.activation(output_activation)]
 

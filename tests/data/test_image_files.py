@@ -147,10 +147,21 @@ def test_a_damaged_picture_is_named_and_skipped_by_choice(name, file, tmp_path):
         load(tmp_path, damaged="ignore")
 
 
-def test_other_pictures_than_cifars(tmp_path):
-    packed(tmp_path / "cifar-10-jpeg.tar.gz", CIFAR | {"train/cat/0000.jpg": encoded((30, 32, 3), "JPEG")})
-    with pytest.raises(ValueError, match=r"train/cat/0000\.jpg has 32×30 pixels; CIFAR-10's have 32×32"):
-        data.cifar10(tmp_path)
+@pytest.mark.parametrize(
+    ("name", "file", "content", "message"),
+    [
+        ("cifar10", "train/cat/0000.jpg", encoded((30, 32, 3), "JPEG"), "32×30 pixels instead of 32×32"),
+        ("faces", "orl_faces/s1/9.pgm", encoded((92, 112), "PPM"), "112×92 pixels instead of 92×112"),
+    ],
+)
+def test_a_picture_of_another_size(name, file, content, message, tmp_path):
+    load, archive, files = ARCHIVES[name]
+    packed(tmp_path / archive, files | {file: content})
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path)
+    with pytest.warns(UserWarning, match=f"skipped: .*{message}"):
+        found = load(tmp_path, damaged="skip")
+    assert len(found.train[0]) == {"cifar10": 3, "faces": 59}[name]
 
 
 def test_a_damaged_annotation(tmp_path):

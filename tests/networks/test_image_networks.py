@@ -26,6 +26,21 @@ NETWORKS = {
         X[0].reshape(-1, 4)[:3],
     ),
     "variational": (networks.variational_autoencoder((8, 8, 2), 2, stages=[2], normalization="batch"), X),
+    "wide window": (
+        networks.autoencoder(
+            (8, 8, 2), 2, stages=[2, 3], kernel_size=5, normalization="layer", implementation="xla"
+        ),
+        X,
+    ),
+    "bottlenecks": (networks.resnet(50, 3, width=1, normalization="group"), X),
+    "generator in batches": (
+        networks.gan((8, 8, 1), 3, stages=[2, 4], kernel_size=3, normalization="batch", classes=2).generator,
+        jnp.concatenate([X[:, 0, :3, 0], jnp.eye(3, 2)], -1),
+    ),
+    "dense generator": (
+        networks.gan(5, 3, hidden=[4], normalization=None, output_activation=None, implementation="xla").generator,
+        X[:, 0, :3, 0],
+    ),
     "generator": (networks.gan((8, 8, 1), 3, stages=[2, 4], hidden=[5]).generator, X[:, 0, :3, 0]),
     "discriminator": (networks.gan((8, 8, 2), 3, stages=[2, 4], hidden=[5], dropout_rate=0.2).discriminator, X),
 }
@@ -111,12 +126,14 @@ def test_the_reparameterisation():
     assert train.check_gradients(net, loss, params, (x, target)).ok
 
 
-def played(loss, optimizers, penalty, steps):
+def played(loss, optimizers, penalty, steps, augment=None):
     """A game over numbers about 3, of class 1 about −3: the GAN, its last state, and all metrics."""
     gan = networks.gan(1, 2, hidden=[16], classes=2, output_activation=None)
     labels = np.arange(128, dtype=np.int32) % 2
     x = np.random.default_rng(0).normal(3, 0.3, (128, 1)).astype("f") * (1 - 2 * labels[:, None]).astype("f")
-    step = train.make_gan_step(gan, loss, optimizers, penalty=penalty, discriminator_steps=2, steps=steps)
+    step = train.make_gan_step(
+        gan, loss, optimizers, penalty=penalty, discriminator_steps=2, augment=augment, steps=steps
+    )
     state = train.init_gan(gan, optimizers, KEY, x)
     many = jnp.broadcast_to(x, (steps, *x.shape)), jnp.broadcast_to(labels, (steps, 128))
     return gan, labels, *step(state, many)
@@ -138,6 +155,25 @@ def test_a_generator_makes_what_it_is_asked_for():
     gan, labels, state, _ = played(losses.wasserstein, (train.adam(3e-3, b1=0.5),) * 2, 1.0, 300)
     made = train.generate(gan, state.params[0], jax.random.normal(TRAINING, (128, 2)), jnp.asarray(labels))
     np.testing.assert_allclose([made[labels == 0].mean(), made[labels == 1].mean()], [3, -3], atol=1)
+
+
+def test_a_discriminator_sees_what_is_augmented():
+    """Of examples turned into zeros it thinks what it thinks of zeros."""
+    sides = optax.sgd(0.0), optax.sgd(0.0)
+    gan, labels, state, metrics = played(losses.least_squares, sides, 0.0, 1, augment=lambda key, x: 0 * x)
+    seen = networks.with_class(jnp.zeros((128, 1)), jnp.asarray(labels), 2)
+    expected = gan.discriminator.apply(state.params[1], seen, key=KEY).mean()
+    np.testing.assert_allclose(metrics["real"], [expected], rtol=1e-5)
+
+
+def test_a_game_that_leaves_the_finite_numbers_is_stopped(tmp_path):
+    gan = networks.gan(1, 2, hidden=[4], output_activation=None)
+    sides = optax.sgd(1e30), optax.sgd(1e30)
+    step = train.make_gan_step(gan, losses.least_squares, sides)
+    batches = [(np.ones((4, 1), np.float32), np.zeros(4, np.int32))]
+    state = train.init_gan(gan, sides, KEY, batches[0][0])
+    with pytest.raises(train.NonFiniteError, match=r"in step \d.*; the checkpoint of step 0 is kept"):
+        train.fit(state, step, batches, epochs=5, run=tmp_path / "run")
 
 
 def test_the_penalty_is_felt_through_convolutions(x64):
@@ -174,6 +210,9 @@ def test_the_penalty_is_felt_through_convolutions(x64):
         (lambda: networks.autoencoder(4, 2).init(KEY, X), r"needs x \(n, 4\); got \(3, 8, 8, 2\)"),
         (lambda: networks.gan((9, 9, 1), 2, stages=[2]), r"sizes that 2 divides; got shape \(9, 9, 1\)"),
         (lambda: networks.gan(4, 2, classes=-1), "classes ≥ 0; got -1"),
+        (lambda: networks.gan(4, 2, stages=[2]), r"stages need a shape \(places…, channels\); got \(4,\)"),
+        (lambda: networks.gan(4, 2, normalization="bach"), "one of batch, group, layer; got 'bach'"),
+        (lambda: networks.autoencoder(4, 2, normalization="bach"), "one of batch, group, layer; got 'bach'"),
         (lambda: networks.with_class(X, None, 3), "a label for each of 3 examples; got None"),
         (lambda: layers.gaussian_noise(-1.0), r"stddev ≥ 0; got -1\.0"),
         (
