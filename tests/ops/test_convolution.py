@@ -1,37 +1,17 @@
 """The chain of checks of `conv` and `conv_transpose`, each link for one reason."""
 
-import os
-import random
 import re
-import subprocess
-import sys
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from convolutions import Static, arguments, by_autodiff, by_hand, close, draw, geometry_of
 from jax import lax
 
 from jaxnet import ops, verify
-from jaxnet.ops import convolution, correlation, correlation_cpu, correlation_xla, transposed_convolution
-from jaxnet.ops.correlation_xla import Geometry
-
-
-def draw(*shape, seed=0, dtype=jnp.float64):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
-
-
-def close(found, expected, rtol=1e-9, atol=1e-11):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=atol), found, expected)
-
-
-def arguments(image=(5, 4), window=(3, 2), channels=(2, 3), groups=1, batch=2, bias=True, dtype=jnp.float64):
-    x = draw(batch, *image, channels[0], dtype=dtype)
-    weight = draw(*window, channels[0] // groups, channels[1], seed=1, dtype=dtype)
-    return x, weight, draw(channels[1], seed=2, dtype=dtype) if bias else None
-
+from jaxnet.ops import convolution, correlation_xla, transposed_convolution
 
 # -------------------------------------------- link 1: backward against autodiff of the reference, every option
 
@@ -69,32 +49,6 @@ CONV = {
     "depthwise 3-D": ({"channels": (2, 2), "groups": 2, "image": (3, 4, 2), "window": (2, 3, 1)}, {"groups": 2}),
 }
 each = pytest.mark.parametrize("name", CONV)
-
-
-def geometry_of(args, stride=1, padding="SAME", dilation=1, groups=1):
-    return convolution._geometry(*args, stride, padding, dilation, groups)
-
-
-@jax.jit(static_argnums=0)
-def by_autodiff(reference, args, dy):
-    y, pullback = jax.vjp(reference, *args)
-    return y, pullback(dy)
-
-
-@jax.jit(static_argnums=(0, 1))
-def by_hand(forward, backward, args, dy):
-    y, residuals = forward(*args)
-    return y, backward(residuals, dy)
-
-
-class Static(partial):
-    """A function that jit can compare: of hashable arguments."""
-
-    def __eq__(self, other):
-        return isinstance(other, Static) and (self.func, self.args) == (other.func, other.args)
-
-    def __hash__(self):
-        return hash((self.func, self.args))
 
 
 @each
@@ -141,52 +95,6 @@ def test_backward_of_the_transposed_for_every_option(name, convention, x64):
     module = transposed_convolution
     functions = [Static(f, geometry, convention) for f in (module.forward, module.backward)]
     close(by_hand(*functions, args, dy), by_autodiff(Static(module.reference, geometry, convention), args, dy))
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_every_road_of_the_three_maps_for_random_geometry(seed, x64, monkeypatch):
-    """As one convolution, on a CPU by group, tap by tap, with a rest of rows."""
-    rng = random.Random(seed)
-    axes, groups = rng.choice([1, 2, 2]), rng.choice([2, 3])
-    sizes = [tuple(rng.choice(choice) for _ in range(axes)) for choice in ([3, 5, 7], [1, 2, 3, 4], [1, 2, 3])]
-    channels = groups * rng.choice([1, 2]), groups * rng.choice([1, 2])
-    args = arguments(*sizes[:2], channels, groups, bias=False)
-    options = {"stride": sizes[2], "dilation": rng.choice([1, 2]), "padding": "SAME", "groups": groups}
-    geometry = geometry_of(args, **options)
-    dy = draw(2, *geometry.output, channels[1], seed=9)
-    monkeypatch.setattr(correlation_cpu, "_CACHE", rng.choice([1, 1000, 3000]))
-    monkeypatch.setattr(correlation_cpu, "_TERMS_A_LOOP", 3)
-    y, gradients = by_autodiff(Static(convolution.reference, geometry), args, dy)
-
-    def maps(module, x, weight, dy):
-        return (
-            module.correlate(geometry, x, weight),
-            module.input_gradient(geometry, dy, weight),
-            module.weight_gradient(geometry, x, dy),
-        )
-
-    close(jax.jit(partial(maps, correlation_xla))(*args[:2], dy), (y, *gradients[:2]))
-    close(jax.jit(partial(maps, correlation_cpu))(*args[:2], dy), (y, *gradients[:2]))
-    monkeypatch.setattr(correlation_cpu, "_SMALL_GROUP", 0)
-    close(jax.jit(partial(maps, correlation_cpu))(*args[:2], dy), (y, *gradients[:2]))
-    monkeypatch.setattr(correlation_cpu, "_MOST_GROUPS", 0)
-    close(jax.jit(partial(maps, correlation_cpu))(*args[:2], dy), (y, *gradients[:2]))
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_sub_pixel_phases_for_random_geometry(seed, x64):
-    """A window for each, and all taps' products first."""
-    rng = random.Random(seed)
-    axes = rng.choice([1, 2, 2])
-    choices = [3, 5, 7], [1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3], [0, 1, 2]
-    image, window, stride, dilation, extra = (tuple(rng.choice(c) for _ in range(axes)) for c in choices)
-    padding = tuple(((k - 1) * d, e) for k, d, e in zip(window, dilation, extra, strict=True))
-    args = arguments(image, window, bias=False)
-    geometry = geometry_of(args, stride, padding, dilation)
-    dy = draw(2, *geometry.output, 3, seed=9)
-    _, (expected, *_) = by_autodiff(Static(convolution.reference, geometry), args, dy)
-    for road in correlation_cpu.input_gradient, correlation_cpu._multiplied_first:
-        close(jax.jit(partial(road, geometry))(dy, args[1]), expected)
 
 
 # ---------------------------------------------------------- link 2: finite differences, and the sums written out
@@ -309,199 +217,6 @@ def test_precision_of_each_dtype(dtype, groups, transposed):
         assert np.all(error <= float(jnp.finfo(dtype).eps) * np.abs(exact) + 4 * n * np.finfo(np.float32).eps)
 
 
-# -------------------------------------------------------------------------------- link 5: transformations
-
-OPTIONS = {
-    "conv": partial(ops.conv, stride=2),
-    "depthwise": partial(ops.conv, groups=4),
-    "transposed": partial(ops.conv_transpose, stride=2),
-}
-every_op = pytest.mark.parametrize("op", OPTIONS)
-
-
-def small(op, batch=3, dtype=jnp.float64):
-    return arguments((3, 4), (2, 3), (4, 4), 4 if op == "depthwise" else 1, batch, dtype=dtype)
-
-
-def loss(op, x, weight, bias):
-    return jnp.square(jnp.tanh(OPTIONS[op](x, weight, bias))).sum()
-
-
-@every_op
-def test_jit_vmap_remat_and_grad_of_vmap(op, x64):
-    args = small(op)
-    f = partial(loss, op)
-    expected = jax.jit(jax.grad(f, (0, 1, 2)))(*args)
-    close(jax.jit(jax.grad(jax.checkpoint(f), (0, 1, 2)))(*args), expected)
-    by_image = jax.vmap(lambda x, *rest: f(x[None], *rest), (0, None, None))
-    close(jax.jit(jax.grad(lambda *args: by_image(*args).sum(), (0, 1, 2)))(*args), expected)
-    images = jax.jit(jax.vmap(jax.grad(lambda x, *rest: f(x[None], *rest), (0, 1, 2)), (0, None, None)))(*args)
-    close((images[0], images[1].sum(0), images[2].sum(0)), expected)
-    stacked = jax.tree.map(lambda a: jnp.stack([a, 2 * a]), args)  # a weight for each
-    close(jax.jit(jax.vmap(jax.grad(f, (0, 1, 2))))(*stacked)[1][0], expected[1])
-
-
-@every_op
-def test_scan(op, x64):
-    x, weight, _ = small(op)
-    f = partial(ops.conv_transpose if op == "transposed" else ops.conv, groups=4 if op == "depthwise" else 1)
-    weights = jnp.stack([weight, 0.5 * weight, -weight])
-
-    def scanned(x, weights):
-        return lax.scan(lambda x, w: (jnp.tanh(f(x, w)), None), x, weights)[0].sum()
-
-    def plain(x, weights):
-        for w in weights:
-            x = jnp.tanh(f(x, w))
-        return x.sum()
-
-    close(jax.jit(jax.grad(scanned, (0, 1)))(x, weights), jax.jit(jax.grad(plain, (0, 1)))(x, weights))
-
-
-@every_op
-def test_second_and_third_order(op, x64):
-    args = small(op, 2)
-    f = OPTIONS[op]
-    if op == "transposed":
-        geometry = transposed_convolution._geometry(*args, 2, "SAME", 1, 0, 1, "dilated")
-        reference = partial(transposed_convolution.reference, geometry, "dilated")
-    else:
-        reference = partial(convolution.reference, geometry_of(args, **f.keywords))
-
-    def penalty(f, *args):
-        slopes = jax.grad(lambda *args: jnp.tanh(f(*args)).sum(), (0, 1, 2))(*args)
-        return sum(jnp.square(s).sum() for s in slopes)
-
-    def third(f, *args):
-        return sum(s.sum() for s in jax.grad(lambda *args: penalty(f, *args), (0, 1))(*args))
-
-    for order in penalty, third:
-        found, expected = (jax.jit(jax.grad(partial(order, g), (0, 1, 2)))(*args) for g in (f, reference))
-        close(found, expected)
-
-
-def test_the_maps_are_each_others_gradients(x64):
-    """T(x, w, y) from each map, and its gradient in each argument."""
-    args = arguments((5, 4), (3, 2), (2, 4), 2, bias=False)
-    geometry = geometry_of(args, stride=2, groups=2)
-    x, weight = args[:2]
-    y = draw(2, *geometry.output, 4, seed=9)
-    forms = (
-        lambda x, w, y: (correlation.correlate(geometry, x, w) * y).sum(),
-        lambda x, w, y: (correlation.input_gradient(geometry, y, w) * x).sum(),
-        lambda x, w, y: (correlation.weight_gradient(geometry, x, y) * w).sum(),
-    )
-    values, gradients = zip(*(jax.jit(jax.value_and_grad(f, (0, 1, 2)))(x, weight, y) for f in forms), strict=True)
-    close(values[1:], values[:1] * 2)
-    close(gradients[1:], gradients[:1] * 2)
-
-
-SHARDED = """
-import jax, jax.numpy as jnp, numpy as np
-from functools import partial
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from jaxnet import ops
-
-jax.config.update("jax_enable_x64", True)
-rng = np.random.default_rng(0)
-CASES = {
-    "conv": (ops.conv, ops.conv_vjp, {"stride": 2}, (3, 2, 4, 4)),
-    "one tap": (ops.conv, ops.conv_vjp, {}, (1, 1, 4, 4)),
-    "depthwise": (ops.conv, ops.conv_vjp, {"groups": 4}, (3, 2, 1, 4)),
-    "transposed": (ops.conv_transpose, ops.conv_transpose_vjp, {"stride": 2}, (3, 2, 4, 4)),
-}
-for name, (f, vjp, options, shape) in CASES.items():
-    args = [jnp.asarray(rng.normal(size=size)) for size in ((8, 5, 4, 4), shape, (4,))]
-    dy = jnp.asarray(rng.normal(size=f(*args, **options).shape))
-
-    def by_autodiff(dy, *args):
-        return jax.vjp(lambda *args: f(*args, **options), *args)[1](dy)
-
-    def by_hand(dy, *args):
-        return vjp(*args, **options)[1](dy)
-
-    for kind in KINDS:
-        mesh = jax.make_mesh((4,), ("batch",), axis_types=(kind,))
-        specs = P("batch"), P("batch"), P(), P()
-        for gradient in (by_autodiff,) if kind == AxisType.Auto else (by_hand,):
-            expected = jax.jit(gradient)(dy, *args)
-            mapped = jax.shard_map(gradient, mesh=mesh, in_specs=specs, out_specs=specs[1:])
-            with jax.set_mesh(mesh):
-                shards = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip((dy, *args), specs)]
-                for g in gradient, mapped:
-                    found = jax.jit(g)(*shards)
-                    assert len(found[0].sharding.device_set) == 4
-                    for a, b in zip(found, expected, strict=True):
-                        np.testing.assert_allclose(np.asarray(a), b, rtol=1e-9, atol=1e-12)
-                    print(name, kind, gradient.__name__, g is mapped)
-"""
-
-
-def test_sharded_over_the_batch():
-    # Four devices of one CPU: only a process of its own can have them.
-    flags = ["--xla_force_host_platform_device_count=4", "--xla_backend_optimization_level=0"]
-    flags += ["--xla_cpu_parallel_codegen_split_count=1"]
-    environment = os.environ | {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
-    program = SHARDED.replace("KINDS", "AxisType.Auto, AxisType.Explicit")
-    child = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert child.returncode == 0, child.stderr
-    assert len(child.stdout.splitlines()) == 4 * 4
-
-
-def test_a_second_call_does_not_recompile():
-    traced = []
-
-    @jax.jit
-    def step(x, weight, bias):
-        traced.append(x.shape)
-        return jax.grad(partial(loss, "depthwise"), (0, 1, 2))(x, weight, bias)
-
-    for _ in range(3):
-        step(*small("depthwise", dtype="float32"))
-    assert traced == [(3, 3, 4, 4)]
-
-
-def test_on_a_cpu_no_image_is_dilated_and_no_convolution_is_grouped():
-    """What XLA runs slowly there isn't in the program; it is in the one for a GPU."""
-    args = arguments((5, 4), (3, 3), (4, 4), 4, dtype="float32")
-
-    def text(f, args, platform):
-        gradient = jax.jit(jax.value_and_grad(lambda *args: jnp.square(f(*args)).sum(), (0, 1)))
-        return str(gradient.trace(*args).lower(lowering_platforms=(platform,)).as_text())
-
-    grouped = partial(ops.conv, groups=4)
-    assert "stablehlo.convolution" not in text(grouped, args, "cpu")
-    assert "feature_group_count = 4" in text(grouped, args, "cuda")
-    args, transposed = arguments((5, 4), (3, 3), (4, 4), dtype="float32"), partial(ops.conv_transpose, stride=2)
-    assert "lhs_dilate = [2, 2]" not in text(transposed, args, "cpu")
-    assert "lhs_dilate = [2, 2]" in text(transposed, args, "cuda")
-
-
-@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
-@every_op
-def test_nan_and_infinity_reach_what_the_reference_lets_them_reach(op, value, x64):
-    f = OPTIONS[op]
-    x, weight, bias = small(op)
-    dy = draw(*jax.eval_shape(f, x, weight, bias).shape, seed=9)
-
-    @jax.jit
-    def everything(x, dy):
-        y, pullback = jax.vjp(f, x, weight, bias)
-        return y, *pullback(dy)[:2]
-
-    def touched(by):
-        x_there, dy_there = x.at[1, 2, 1, 0], dy.at[0, 1, 1, 1]
-        y, _, dweight = everything(getattr(x_there, by)(step), dy)
-        return y, dweight, everything(x, getattr(dy_there, by)(step))[1]
-
-    y, dx, dweight = everything(x, dy)
-    step = 1.0
-    moved = touched("add")
-    step = value
-    for found, before, after in zip(touched("set"), (y, dweight, dx), moved, strict=True):
-        np.testing.assert_array_equal(np.isfinite(found), np.abs(np.asarray(after - before)) < 1e-12)
-
-
 # ---------------------------------------------------------------------------------------------- errors
 
 X, W, B = arguments(dtype=jnp.float32)
@@ -580,8 +295,3 @@ def test_the_public_functions_check(f):
     ):
         with pytest.raises(ValueError, match=message):
             f(X, W, B, **options)
-
-
-def test_a_geometry_says_what_is_added_and_cut_off():
-    geometry = Geometry((7,), (3,), (2,), (0,), (2,), (1,), 1)
-    assert (geometry.extent, geometry.padding) == ((6,), ((0, -1),))
