@@ -168,7 +168,7 @@ class _Trainer:
 
     def _fail(self, failed: int) -> None:
         """Goes from the last good state to the failing step again, singly, and says what went wrong first."""
-        state, one = _copy(self.good), jax.jit(self.step.one)
+        state, one = self.good, jax.jit(self.step.one)
         what = f"the loss or a parameter became NaN or infinite in step {failed + 1}"
         for number, batch in self._singly(int(state.step), failed):
             before = state
