@@ -27,6 +27,10 @@ def signs(seed):
     return jnp.sign(draw(seed, ROWS, CLASSES))
 
 
+def focal(z, y, gamma):
+    return jnp.abs(jax.nn.sigmoid(z) - y) ** gamma * optax.sigmoid_binary_cross_entropy(z, y)
+
+
 def one_hot(labels):
     return jax.nn.one_hot(labels, CLASSES, dtype=jnp.float64)
 
@@ -60,6 +64,10 @@ CASES = {
     ),
     "cross_entropy unnormalised": ({}, LOGITS, lambda: 3 * probabilities(1), optax.softmax_cross_entropy),
     "binary_cross_entropy": ({}, LOGITS, partial(probabilities, 1), optax.sigmoid_binary_cross_entropy),
+    **{
+        f"focal {gamma}": ({"gamma": gamma}, LOGITS, partial(probabilities, 1), partial(focal, gamma=gamma))
+        for gamma in (1.0, 2.0, 3.5)
+    },
     "hinge": ({}, LOGITS, partial(signs, 1), optax.hinge_loss),
     "kl_divergence": (
         {},
@@ -250,6 +258,15 @@ def test_no_cancellation_where_the_loss_is_small():
     np.testing.assert_allclose(losses.binary_cross_entropy(jnp.asarray(-z), jnp.zeros(3)), expected, rtol=1e-5)
 
 
+def test_focal_with_hard_labels(x64):
+    z, y = LOGITS(), (signs(1) + 1) / 2
+    np.testing.assert_allclose(losses.focal(z, y), optax.sigmoid_focal_loss(z, y, gamma=2.0), rtol=1e-12)
+    z = jnp.array([25.0, -25.0], jnp.float32)
+    right, wrong = jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])
+    np.testing.assert_allclose(losses.focal(z, right), np.full(2, np.exp(-75.0)), rtol=1e-5)
+    np.testing.assert_allclose(losses.derivative(losses.focal)(z, wrong), [1, -1], rtol=1e-6)
+
+
 def test_kl_divergence_with_zeros(x64):
     log_q, p = jnp.log(jnp.array([0.5, 0.25, 0.25])), jnp.array([0.5, 0.5, 0.0])
     np.testing.assert_allclose(losses.kl_divergence(log_q, p), 0.5 * np.log(2))
@@ -284,7 +301,9 @@ def test_huber_at_its_kink():
 COLUMN, FLAT = jnp.ones((5, 1)), jnp.ones(5)
 
 
-@pytest.mark.parametrize("name", ["squared_error", "huber", "binary_cross_entropy", "hinge", "kl_divergence"])
+@pytest.mark.parametrize(
+    "name", ["squared_error", "huber", "binary_cross_entropy", "focal", "hinge", "kl_divergence"]
+)
 def test_shapes_that_would_broadcast_are_refused(name):
     for f in (getattr(losses, name), losses.derivative(getattr(losses, name))):
         with pytest.raises(
@@ -310,6 +329,8 @@ def test_shapes_that_would_broadcast_are_refused(name):
         (losses.cross_entropy, (jnp.zeros((5, 0)), jnp.zeros((5,), int)), "at least one class; got shape (5, 0)"),
         (losses.cross_entropy, (jnp.float32(1), jnp.int32(0)), "at least one class; got shape ()"),
         (losses.binary_cross_entropy, (FLAT, 2 * FLAT), "needs labels in [0, 1]; got 2.0"),
+        (losses.focal, (FLAT, 2 * FLAT), "needs labels in [0, 1]; got 2.0"),
+        (losses.focal, (FLAT, FLAT, 0.5), "needs gamma ≥ 1; got 0.5"),
         (losses.hinge, (FLAT, 0 * FLAT), "needs targets −1 or 1; got 0.0"),
         (losses.check_labels, (np.array([0.0]), 3), "needs integer labels; got float64"),
         (losses.check_labels, (np.array([0, 3]), 3), "needs labels 0 to 2 for 3 classes; got the label 3"),

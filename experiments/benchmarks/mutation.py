@@ -208,6 +208,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
         (LOGITS, 3 * PROBABILITIES, {}),
     ),
     "binary_cross_entropy": lambda: of_loss("binary_cross_entropy", (LOGITS, PROBABILITIES, {})),
+    "focal": lambda: of_loss("focal", *((LOGITS, PROBABILITIES, {"gamma": gamma}) for gamma in (2.0, 3.5))),
     "hinge": lambda: of_loss("hinge", (LOGITS, jnp.sign(draw(5, 5, seed=1)), {})),
     "kl_divergence": lambda: of_loss("kl_divergence", (activations.log_softmax(LOGITS), PROBABILITIES, {})),
     "gaussian_kl": lambda: of_loss("gaussian_kl", (LOGITS, draw(5, 5, seed=1), {})),

@@ -15,6 +15,7 @@ from jaxnet.losses.adversarial import wasserstein as wasserstein
 from jaxnet.losses.classification import binary_cross_entropy as binary_cross_entropy
 from jaxnet.losses.classification import check_labels as check_labels
 from jaxnet.losses.classification import cross_entropy as cross_entropy
+from jaxnet.losses.classification import focal as focal
 from jaxnet.losses.classification import hinge as hinge
 from jaxnet.losses.divergence import gaussian_kl as gaussian_kl
 from jaxnet.losses.divergence import kl_divergence as kl_divergence

@@ -105,6 +105,39 @@ def binary_cross_entropy(logits: Array, labels: Array) -> Array:
     return jnp.maximum(logits, 0) - labels * logits + softplus(-jnp.abs(logits))
 
 
+def _powers(z: Array, y: Array, gamma: float) -> tuple[Array, Array, Array]:
+    """d = σ(z) − y, |d|^γ, and its derivative in d."""
+    d = (1 - y) * sigmoid(z) - y * sigmoid(-z)  # no numbers that cancel where z is large and y = 1
+    return d, jnp.abs(d) ** gamma, gamma * jnp.sign(d) * jnp.abs(d) ** (gamma - 1)
+
+
+def _focal_derivative(z: Array, y: Array, gamma: float) -> Array:
+    d, weight, slope = _powers(z, y, gamma)
+    return slope * sigmoid(z) * sigmoid(-z) * binary_cross_entropy(z, y) + weight * d
+
+
+def _focal_target_derivative(z: Array, y: Array, gamma: float) -> Array:
+    _, weight, slope = _powers(z, y, gamma)
+    return -slope * binary_cross_entropy(z, y) - weight * z
+
+
+def _focused(name: str, z: Array, y: Array, gamma: float) -> None:
+    _between_0_and_1(name, z, y)
+    if not gamma >= 1:
+        raise ValueError(f"{name} needs gamma ≥ 1; got {gamma}")
+
+
+@rule(_focused, _focal_derivative, _focal_target_derivative)
+def focal(logits: Array, labels: Array, gamma: float = 2.0) -> Array:
+    """L = |d|^γ B,  d = σ(z) − y,  ∂L/∂z = γ |d|^(γ−1) sgn(d) σ(z) σ(−z) B + |d|^γ d; elementwise, y in [0, 1].
+
+    B is `binary_cross_entropy`: what is nearly right already counts little, so that a few objects aren't lost
+    among many places without one. (Lin et al., 2017; for y between 0 and 1 Li et al., "Generalized focal loss",
+    2020).
+    """
+    return _powers(logits, labels, gamma)[1] * binary_cross_entropy(logits, labels)
+
+
 def _signs(name: str, p: Array, t: Array) -> None:
     same_shape(name, p, t)
     _check_values(name, t, lambda t: np.abs(t) == 1, "targets −1 or 1")

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from jaxnet.train.nonfinite import NonFiniteError, explain, first_nonfinite
 from jaxnet.train.progress import TrainingProgress
 from jaxnet.train.run import Row, RunFolder
 from jaxnet.train.state import TrainState
-from jaxnet.train.step import Batch, Step
+from jaxnet.train.step import Batch, Step, augmented
 
 Evaluate = Callable[[Any], Mapping[str, float]]
 
@@ -143,9 +144,10 @@ class _Trainer:
             raise ValueError(f"a batch must have at least one example; got x of shape {x.shape}")
         loss = getattr(self.step.loss, "func", self.step.loss)  # of a partial, as with label smoothing
         if loss is losses.cross_entropy and self.step.net is not None and np.issubdtype(target.dtype, np.integer):
-            one = jax.ShapeDtypeStruct(x.shape[1:] if self.step.steps else x.shape, x.dtype)
             if not hasattr(self, "classes"):
-                self.classes = jax.eval_shape(self.step.net.apply, state.params, one).shape[-1]
+                one = jax.ShapeDtypeStruct(x.shape[1:] if self.step.steps else x.shape, x.dtype)
+                seen, _ = jax.eval_shape(partial(augmented, self.step.augment), state, one)
+                self.classes = jax.eval_shape(self.step.net.apply, state.params, seen).shape[-1]
             losses.check_labels(np.asarray(target), self.classes, "cross_entropy")
 
     def _record(self, epoch: int, first: int, metrics: Mapping[str, Array], examples: int) -> None:

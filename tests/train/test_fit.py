@@ -167,6 +167,17 @@ def test_looks_at_the_labels_of_a_smoothed_loss(single):
         train.fit(single.state(), step, [handmade(y=(0, 1, 2, 9))])
 
 
+def test_looks_at_the_labels_of_what_augmentation_makes():
+    """Which may be of another shape than the batch."""
+    net, (x, y) = networks.feedforward([14, 3]), handmade()
+    sgd = optax.sgd(0.1)
+    step = train.make_step(net, losses.cross_entropy, sgd, augment=lambda key, x: jnp.tile(x, 2))
+    state = train.init(net, sgd, jax.random.key(0), jnp.tile(x, 2))
+    train.fit(state, step, [(x, y)], progress=False)
+    with pytest.raises(ValueError, match="labels 0 to 2 for 3 classes; got the label 3"):
+        train.fit(train.init(net, sgd, jax.random.key(0), jnp.tile(x, 2)), step, [(x, y + 1)], progress=False)
+
+
 # -------------------------------------------------------------------------------------- interruption
 
 
