@@ -158,11 +158,13 @@ def report(config, folder, params, pictures, filters, gradients, logits) -> None
         [f"is {classes[y[i]]}, said {classes[said[i]]} ({probabilities[i, said[i]]:.0%})" for i in worst],
     )
     some = np.concatenate([np.flatnonzero(said == y)[:12], np.flatnonzero(said != y)[:12]])
-    page.pictures("Right, then wrong", shown(x[some]), [f"{classes[y[i]]}: {classes[said[i]]}" for i in some])
+    page.pictures(
+        "Right, then wrong", shown(x[some]), [f"is {classes[y[i]]}, said {classes[said[i]]}" for i in some]
+    )
     half = np.moveaxis(filters[..., : filters.shape[-1] // 2], -1, 0)
     scaled = half / np.abs(half).max((1, 2, 3), keepdims=True)
     names = [f"filter {i + 1}" for i in range(len(half))]
-    page.pictures("The whitening filters, of the picture's data alone", shown(scaled), names)
+    page.pictures("The whitening filters: principal directions of the pictures' patches", shown(scaled), names)
     maps = whitened(filters, x[some[:1]])
     maps = np.asarray(activations.gelu(ops.conv(maps, params[0][0]["weight"]))[0])
     names = [f"feature {i + 1}" for i in range(maps.shape[-1])]

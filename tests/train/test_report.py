@@ -224,6 +224,7 @@ def full():
     report.curves(list(metrics(300)))
     report.confusion(random.integers(0, 40, (10, 10)) + 100 * np.eye(10, dtype=int), range(10))
     report.pictures("The most mistaken", images, [f"is {i}, said {i + 1}" for i in range(6)])
+    report.pictures("Photographs", random.random((2, 120, 160, 3)), ["one", "two"])
     report.worked_update(example((64, 32, 10), "tanh", "cross_entropy")[2]._replace(picture=images[0]))
     report.roc([0, 0.1, 1], [0, 0.9, 1], np.float32(0.9))
     report.series("Series", [("<a>", images[0, 0], [[1, 2]], [1]), ("b", images[0, 0], [], [])], note="n < m")
