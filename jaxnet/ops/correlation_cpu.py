@@ -36,6 +36,16 @@ def correlate(geometry: Geometry, x: Array, weight: Array) -> Array:
         return _multiplied_first(_turned(geometry), x, transposed(weight, 1))
     if not _small(geometry, weight.shape[-2], weight.shape[-1] // geometry.groups):
         return _by_group(correlation_xla.correlate, geometry, x, weight)
+    # A padded batch would be as large as x, and the system's new memory costs more than the sums.
+    image = math.prod(geometry.extent) * x.shape[-1] * accumulation_dtype(x.dtype).itemsize
+    at_once = max(_CACHE // image, 1)
+    if at_once >= x.shape[0] or typeof(x).sharding.spec[0] is not None:
+        return _shifted(geometry, x, weight)
+    batch_size = at_once if at_once > 1 else None
+    return lax.map(lambda image: _shifted(geometry, image[None], weight)[0], x, batch_size=batch_size)
+
+
+def _shifted(geometry: Geometry, x: Array, weight: Array) -> Array:
     dtype = accumulation_dtype(x.dtype)
     x, weight = padded(geometry, x.astype(dtype)), weight.astype(dtype)
     x = lax.optimization_barrier(x)  # else each term would pad for itself
@@ -149,38 +159,52 @@ def weight_gradient(geometry: Geometry, x: Array, y: Array) -> Array:
     if not _small(geometry, c, outputs // geometry.groups):
         return _by_group(correlation_xla.weight_gradient, geometry, x, y)
     dtype = accumulation_dtype(x.dtype)
-    x, y = padded(geometry, x.astype(dtype)), y.astype(dtype)
     terms = math.prod(geometry.window) * c
     row = terms * math.prod(geometry.output[1:]) * outputs * dtype.itemsize
     height = geometry.output[0]
     rows = min(max(_CACHE // row, 1), height)
-    sums = _summed_by_rows(geometry, x, y, rows, 0, height // rows)
-    if height % rows:
-        rest = _summed_by_rows(geometry, x, y, height % rows, height - height % rows, 1)
-        sums = [a + b for a, b in zip(sums, rest, strict=True)]
-    return jnp.stack(sums).reshape(*geometry.window, c, outputs)
-
-
-def _summed_by_rows(geometry: Geometry, x: Array, y: Array, rows: int, start: int, blocks: int) -> list[Array]:
-    """The sums for each tap and channel over `blocks` blocks of so many rows of the output, of every image."""
-    block = geometry._replace(output=(rows, *geometry.output[1:]))
-    y = _in_groups(geometry, y)
-
-    def step(sums: list[Array], i: Array) -> tuple[list[Array], None]:
-        n, first = i // blocks, start + i % blocks * rows
-        image, out = lax.dynamic_index_in_dim(x, n), lax.dynamic_index_in_dim(y, n)
-        image = lax.dynamic_slice_in_dim(image, first * block.stride[0], block.extent[0], 1)
-        out = lax.dynamic_slice_in_dim(out, first, rows, 1)
-        seen = _seen(block, image)
-        return [total + part[..., None] * out for total, (_, _, part) in zip(sums, seen, strict=True)], None
-
-    terms = math.prod(geometry.window) * (x.shape[-1] // geometry.groups)
-    zeros = jnp.zeros((1, *block.output, *y.shape[-2:]), y.dtype)
+    parts = [_Rows(rows, 0, height // rows)]
+    parts += [_Rows(height % rows, height - height % rows, 1)] if height % rows else []
+    inner = (*geometry.output[1:], geometry.groups, outputs // geometry.groups)
     # Inside `shard_map` a sum differs between devices, as what is added to it does.
-    if varying := typeof(x).manual_axis_type.varying | typeof(y).manual_axis_type.varying:
-        zeros = lax.pcast(zeros, tuple(varying), to="varying")
-    sums, _ = lax.scan(step, [zeros] * terms, jnp.arange(x.shape[0] * blocks))
-    return [total.sum(tuple(range(total.ndim - 2))) for total in sums]
+    varying = tuple(typeof(x).manual_axis_type.varying | typeof(y).manual_axis_type.varying)
+    zeros = [[_varying(jnp.zeros((1, part.rows, *inner), dtype), varying)] * terms for part in parts]
+
+    def add_image(sums: list[list[Array]], pair: tuple[Array, Array]) -> tuple[list[list[Array]], None]:
+        image, out = (a[None].astype(dtype) for a in pair)
+        image, out = lax.optimization_barrier(padded(geometry, image)), _in_groups(geometry, out)
+        return [_add_rows(geometry, image, out, part, s) for part, s in zip(parts, sums, strict=True)], None
+
+    sums, _ = lax.scan(add_image, zeros, (x, y))
+    weight = sum(jnp.stack([total.sum(tuple(range(total.ndim - 2))) for total in part]) for part in sums)
+    return jnp.reshape(weight, (*geometry.window, c, outputs))
+
+
+class _Rows(NamedTuple):
+    """Blocks of `rows` rows of the output, the first at `start`."""
+
+    rows: int
+    start: int
+    blocks: int
+
+
+def _add_rows(geometry: Geometry, image: Array, y: Array, part: _Rows, sums: list[Array]) -> list[Array]:
+    """Adds the products of an image's blocks to the sums, one for each tap and channel."""
+    block = geometry._replace(output=(part.rows, *geometry.output[1:]))
+
+    def add(sums: list[Array], i: Array) -> tuple[list[Array], None]:
+        first = part.start + i * part.rows
+        cut = lax.dynamic_slice_in_dim(image, first * block.stride[0], block.extent[0], 1)
+        out = lax.dynamic_slice_in_dim(y, first, part.rows, 1)
+        return [
+            total + seen[..., None] * out for total, (*_, seen) in zip(sums, _seen(block, cut), strict=True)
+        ], None
+
+    return lax.scan(add, sums, jnp.arange(part.blocks))[0]
+
+
+def _varying(a: Array, axes: tuple[str, ...]) -> Array:
+    return lax.pcast(a, axes, to="varying") if axes else a
 
 
 def _seen(geometry: Geometry, x: Array) -> Iterator[tuple[Ints, int, Array]]:
