@@ -10,7 +10,7 @@ from click import FloatRange
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 
-from jaxnet import activations, cli, data, losses, networks, train
+from jaxnet import activations, cli, data, layers, losses, networks, train
 from jaxnet.cli import POSITIVE, option
 
 NEIGHBOURS = 5
@@ -25,6 +25,7 @@ class Config(cli.RunOptions):
     code_sizes: tuple[int, ...] = option((2, 32), "Numbers in the codes: an autoencoder for each.")
     hidden: tuple[int, ...] = option((512, 256, 128), "Widths of the encoders' hidden layers.")
     latent_size: int = option(16, "Numbers in the code of the variational autoencoder.", POSITIVE)
+    noise: float = option(0.3, "Deviation of noise on the pixels while an autoencoder learns.", FloatRange(min=0))
     epochs: int = option(20, "Passes over the training data, for each network.", POSITIVE)
     batch_size: int = option(128, "Examples in a step.", POSITIVE)
     learning_rate: float = option(1e-3, "Peak step size of Adam; a cosine takes it to 0.", FloatRange(min=0))
@@ -39,10 +40,12 @@ def main(config: Config, folder: Path) -> None:
     rows, codes = [], {}
     for size in config.code_sizes:
         net = networks.autoencoder(pixels, size, **options)
-        params, _, gradients = fitted(config, folder / f"code-{size}", net, losses.binary_cross_entropy, digits)
+        # What the code keeps of a noisy picture is what its neighbours share; the target is the clean one.
+        noisy = layers.serial(layers.gaussian_noise(config.noise), net)
+        params, _, _ = fitted(config, folder / f"code-{size}", noisy, losses.binary_cross_entropy, digits)
         encode, apply = jax.jit(net.encoder.apply), jax.jit(net.apply)
-        code = [np.asarray(encode(params[0], x)) for x, _ in (digits.train, digits.test)]
-        restored = np.asarray(activations.sigmoid(apply(params, digits.test[0])))
+        code = [np.asarray(encode(params[1][0], x)) for x, _ in (digits.train, digits.test)]
+        restored = np.asarray(activations.sigmoid(apply(params[1], digits.test[0])))
         rows.append(row(f"autoencoder, {size} numbers", code, restored, digits))
         pca = PCA(size, random_state=0).fit(digits.train[0])
         components = [pca.transform(x) for x, _ in (digits.train, digits.test)]
