@@ -2,6 +2,7 @@
 
 import os
 
+import hypothesis
 import jax
 import pytest
 
@@ -14,6 +15,9 @@ if "XLA_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = " ".join(flags)
     jax.devices()
     del os.environ["XLA_FLAGS"]
+
+hypothesis.settings.register_profile("jaxnet", deadline=None, derandomize=True, database=None)  # tests never time
+hypothesis.settings.load_profile("jaxnet")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -12,7 +12,7 @@ from jaxnet import layers
 nn = pytest.importorskip("flax.linen", reason="Flax is only compared with: pip install '.[peers]'")
 
 # Each example compiles its own shapes: few of them, and small.
-modest = settings(max_examples=7, deadline=None, derandomize=True)
+modest = settings(max_examples=7)
 
 
 @st.composite

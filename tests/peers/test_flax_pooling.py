@@ -15,10 +15,6 @@ from jaxnet import layers, ops, train
 nn = pytest.importorskip("flax.linen", reason="Flax is only compared with: pip install '.[peers]'")
 
 
-def random(examples):
-    return settings(max_examples=examples, deadline=None, derandomize=True, database=None)
-
-
 def draw(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
@@ -44,7 +40,7 @@ def compare(ours, theirs, *args):
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-11), *roads(args, jax.random.key(0)))
 
 
-@random(10)
+@settings(max_examples=10)
 @given(
     st.integers(1, 3),
     st.sampled_from(["SAME", "VALID", "pairs"]),

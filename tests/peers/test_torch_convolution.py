@@ -12,7 +12,7 @@ from jaxnet import ops
 torch = pytest.importorskip("torch", reason="PyTorch is only compared with: pip install '.[peers]'")
 
 # Each example compiles its own shapes: few of them, and small.
-modest = settings(max_examples=8, deadline=None, derandomize=True)
+modest = settings(max_examples=8)
 
 
 @st.composite

@@ -15,10 +15,6 @@ torch = pytest.importorskip("torch", reason="PyTorch is only compared with: pip 
 F = torch.nn.functional
 
 
-def random(examples):
-    return settings(max_examples=examples, deadline=None, derandomize=True, database=None)
-
-
 def draw(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape)
 
@@ -64,7 +60,7 @@ def windows(draw_, dilated):
     return shape, window, stride, padding, dilation
 
 
-@random(10)
+@settings(max_examples=10)
 @given(windows(dilated=True), st.integers(0, 9))
 def test_max_pool(case, seed):
     shape, window, stride, padding, dilation = case
@@ -81,7 +77,7 @@ def test_max_pool(case, seed):
         compare(ours, theirs, draw(seed, *shape))
 
 
-@random(10)
+@settings(max_examples=10)
 @given(windows(dilated=False), st.booleans(), st.integers(0, 9))
 def test_avg_pool(case, count_include_pad, seed):
     shape, window, stride, padding, _ = case
@@ -118,7 +114,7 @@ def test_global_pooling(x64, axes):
 MODES = {"nearest": [None, "nearest"] + ["nearest"] * 2, "bilinear": [None, "linear", "bilinear", "trilinear"]}
 
 
-@random(10)
+@settings(max_examples=10)
 @given(st.integers(1, 3), st.sampled_from(["nearest", "bilinear"]), st.data(), st.integers(0, 9))
 def test_upsample(axes, method, data, seed):
     factor = tuple(data.draw(st.integers(1, 4)) for _ in range(axes))
@@ -133,7 +129,7 @@ EPS = st.sampled_from([1e-5, 1e-3, 0.5])
 same = (lambda a: a, lambda a: a.detach().numpy())
 
 
-@random(8)
+@settings(max_examples=8)
 @given(st.integers(1, 3), st.data(), EPS, st.sampled_from([0, 1, 2]))
 def test_layer_norm(rank, data, eps, factors):
     shape = (*(data.draw(st.integers(1, 4)) for _ in range(rank)), 5)
@@ -157,7 +153,7 @@ def trimmed(vjp, n):
     return call
 
 
-@random(8)
+@settings(max_examples=8)
 @given(
     st.integers(0, 3),
     st.sampled_from([(1, 4), (2, 4), (3, 6), (5, 5)]),
@@ -175,7 +171,7 @@ def test_group_norm(axes, sizes, eps, factors, data):
         compare(wanted, lambda x, *f: F.group_norm(x, groups, *f, eps=eps), draw(0, *shape), *rest)
 
 
-@random(8)
+@settings(max_examples=8)
 @given(st.integers(0, 3), EPS, st.sampled_from([0, 1, 2]), st.booleans(), st.data())
 def test_batch_norm(axes, eps, factors, training, data):
     shape = (3, *(data.draw(st.integers(2, 3)) for _ in range(axes)), 4)
