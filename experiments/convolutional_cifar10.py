@@ -28,7 +28,7 @@ class Preset(NamedTuple):
 
 # "gpu" has the widths and the augmentation of airbench94 (Jordan, 2024, https://arxiv.org/abs/2404.00498).
 PRESETS = {
-    "cpu": Preset(((32, 32), (64, 64), (128,)), 12, 128, 8e-3),
+    "cpu": Preset(((32,), (64, 64), (128,)), 10, 128, 8e-3),
     "gpu": Preset(((64, 64), (256, 256), (256, 256)), 40, 512, 1e-2),
 }
 

@@ -54,6 +54,9 @@ CASES = {
     "depthwise B16 56×56×128 k3": Case((56, 56), (3, 3), (128, 128), 16, groups=128),
     "depthwise B32 T1024 C512 k5, #13800": Case((1024,), (5,), (512, 512), 32, groups=512),
     "transposed B64 14×14 128→64 k4 stride 2": Case((14, 14), (4, 4), (128, 64), 64, stride=2, transposed=True),
+    "transposed B2 T256 512→1 k512 stride 128, as #23783": Case(
+        (256,), (512,), (512, 1), 2, stride=128, transposed=True, output_padding=0
+    ),
     "transposed B1 64×64×32 64→1 k3 stride 2, #31662": Case(
         (64, 64, 32), (3, 3, 3), (64, 1), 1, stride=2, transposed=True, output_padding=1
     ),

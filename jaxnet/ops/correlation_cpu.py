@@ -86,27 +86,41 @@ def input_gradient(geometry: Geometry, y: Array, weight: Array) -> Array:
 
 def few(geometry: Geometry, channels: int, others: int) -> bool:
     """Whether a result has so few channels that its taps are multiplied first: K C of them, from O channels."""
-    taps = math.prod(geometry.window)
+    taps = math.prod((k - 1) * d + 1 for k, d in zip(geometry.window, geometry.dilation, strict=True))
     return geometry.groups == 1 and channels <= _FEW and 1 < taps * channels <= 2 * others
 
 
 def _multiplied_first(geometry: Geometry, y: Array, weight: Array) -> Array:
-    """z[k] = y w[k]ᵀ for all taps in one product, then phase r is Σ_k z[k] shifted by (r + a − d k) / s places."""
-    products = weight.reshape(-1, weight.shape[-1])  # (K C, O)
+    """z[p, k] = y[p] w[k]ᵀ in one product; along each axis place q = s u + r − a is Σ_m z[u − m, s m + r].
+
+    The taps k = s m + r are those of the window with zeros between them where it is dilated.
+    """
+    stride, n = geometry.stride, len(geometry.stride)
+    extents = [(k - 1) * d + 1 for k, d in zip(geometry.window, geometry.dilation, strict=True)]
+    blocks = [-(-extent // s) for extent, s in zip(extents, stride, strict=True)]
+    axes = zip(extents, blocks, stride, geometry.dilation, strict=True)
+    whole = [(0, m * s - extent, d - 1) for extent, m, s, d in axes]
+    products = _pad(weight, 0, whole).reshape(-1, weight.shape[-1])  # (K C, O)
     z = jnp.matmul(y, products.T, preferred_element_type=accumulation_dtype(y.dtype))
-    z = lax.optimization_barrier(z.reshape(*y.shape[:-1], math.prod(geometry.window), weight.shape[-2]))
-    rows = _rows(geometry)
-    phases = []
-    for remainders in product(*map(range, geometry.stride)):
-        phase = jnp.zeros((y.shape[0], *rows, weight.shape[-2]), z.dtype)
-        for i, k in enumerate(product(*map(range, geometry.window))):
-            axes = zip(remainders, geometry.before, geometry.dilation, k, geometry.stride, strict=True)
-            shifts = [divmod(r + a - d * tap, s) for r, a, d, tap, s in axes]
-            if not any(rest for _, rest in shifts):
-                ends = [(-o, o + j - p, 0) for (o, _), j, p in zip(shifts, rows, geometry.output, strict=True)]
-                phase += lax.pad(z[..., i, :], jnp.zeros((), z.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
-        phases.append(phase)
-    return _interleaved(geometry, phases)
+    taps = [size for axis in zip(blocks, stride, strict=True) for size in axis]
+    z = lax.optimization_barrier(z.reshape(*y.shape[:-1], *taps, -1))  # (N, P…, m₁, s₁, m₂, s₂, …, C)
+
+    places = [p + m - 1 for p, m in zip(geometry.output, blocks, strict=True)]
+    total = jnp.zeros((y.shape[0], *places, *stride, z.shape[-1]), z.dtype)
+    for m in product(*map(range, blocks)):
+        part = z[(..., *(index for i in m for index in (i, slice(None))), slice(None))]
+        total += _pad(part, 1, [(i, last - 1 - i, 0) for i, last in zip(m, blocks, strict=True)])
+    side_by_side = [axis for i in range(1, n + 1) for axis in (i, n + i)]
+    lengths = [u * s for u, s in zip(places, stride, strict=True)]
+    total = total.transpose(0, *side_by_side, 2 * n + 1).reshape(y.shape[0], *lengths, z.shape[-1])
+    axes = zip(geometry.before, geometry.image, lengths, strict=True)
+    return _pad(total, 1, [(-a, image + a - length, 0) for a, image, length in axes])
+
+
+def _pad(a: Array, first: int, ends: list[Ints]) -> Array:
+    """The axes from `first` on with zeros before, after and between."""
+    rest = a.ndim - first - len(ends)
+    return lax.pad(a, jnp.zeros((), a.dtype), [*[(0, 0, 0)] * first, *ends, *[(0, 0, 0)] * rest])
 
 
 def _turned(geometry: Geometry) -> Geometry:

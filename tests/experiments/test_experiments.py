@@ -15,6 +15,7 @@ from jaxnet import train
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 EXPERIMENTS = sorted(path.stem for path in FOLDER.glob("*.py"))
+EVERY_DAY = ["autoencoder_anomaly", "convolutional_mnist"]  # whose smoke runs `make test` makes, .ci/run all
 WITHOUT_FILES = ["feedforward_cancer", "feedforward_digits", "feedforward_regression"]
 
 pytestmark = pytest.mark.slow
@@ -87,7 +88,14 @@ def test_two_runs(run, name):
     assert compiled[0] == compiled[1]
 
 
-@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if "smoke" in {f.name for f in options_of(name)}])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in EVERY_DAY else pytest.mark.long)
+        for name in EXPERIMENTS
+        if "smoke" in {f.name for f in options_of(name)}
+    ],
+)
 def test_smoke(run, name):
     """The whole script in seconds, on data that need no files; and every gradient check passes."""
     done = run(name, "--smoke", "--epochs", "1", "--run", f"{name}-smoke")
