@@ -27,7 +27,7 @@ class Config(cli.RunOptions):
     loss: str = option("non_saturating", f"One of {', '.join(LOSSES)}.", click.Choice(LOSSES))
     penalty: float = option(0.0, "Weight of the gradient penalty; 10 is usual for wasserstein.", FloatRange(min=0))
     discriminator_steps: int = option(1, "Updates of the discriminator for one of the generator.", POSITIVE)
-    stages: tuple[int, ...] = option((32, 64), "Features of the convolutions, each of stride 2.")
+    stages: tuple[int, ...] = option((16, 32), "Features of the convolutions, each of stride 2.")
     latent_size: int = option(64, "Random numbers that a digit is made from.", POSITIVE)
     epochs: int = option(15, "Passes over the training data.", POSITIVE)
     batch_size: int = option(64, "Examples in a step.", POSITIVE)
@@ -190,9 +190,9 @@ def report(config, folder, gan, params, digits, judge, gradients, drawn, found) 
     )
     ends = jax.random.normal(jax.random.key(config.seed + 1), (2, config.latent_size))
     walk = jnp.linspace(ends[0], ends[1], 9)
-    ways = [train.generate(gan, params[0], walk, jnp.full(9, digit)) for digit in (0, 3, 7)]
-    names = [f"{digit}, {part}/8" for digit in (0, 3, 7) for part in range(9)]
-    page.pictures("From one latent vector to another", np.concatenate(ways)[..., 0], names)
+    made = np.stack([train.generate(gan, params[0], walk, jnp.full(9, digit))[..., 0] for digit in range(10)])
+    strips = np.concatenate(made.swapaxes(0, 1), -1)  # (digit, h, 9 w)
+    page.pictures("From one latent vector to another, as each digit", strips, [str(digit) for digit in range(10)])
     page.table(
         "Measured with a classifier",
         [{"": "held-out real digits", **judge.real}, {"": "made digits", **found}],
