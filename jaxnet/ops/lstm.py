@@ -23,10 +23,11 @@ from jaxtyping import Float, Integer
 
 from jaxnet import activations
 from jaxnet.ops import recurrence
-from jaxnet.ops.recurrence import Cell, Weights
+from jaxnet.ops.recurrence import Cell, State, Weights
 from jaxnet.ops.sequences import check, one_step
 
 Pair = tuple[Float[Array, "B H"], Float[Array, "B H"]]
+_Pair = tuple[Array, Array]
 
 
 def lstm(
@@ -110,13 +111,13 @@ def lstm_step(
 
 
 def reference(
-    reverse: bool, x: Array, weights: Weights, initial: Pair | None, lengths: Array | None
-) -> tuple[Array, Pair]:
+    reverse: bool, x: Array, weights: Weights, initial: _Pair | None, lengths: Array | None
+) -> tuple[Array, _Pair]:
     """The specification, for autodiff."""
     w, u, b, _ = weights
     zero = jnp.zeros((x.shape[0], u.shape[0]), x.dtype)
 
-    def step(x: Array, state: Pair) -> Pair:
+    def step(x: Array, state: _Pair) -> _Pair:
         h, c = state
         i, f, g, o = jnp.split(x @ w + h @ u + (0 if b is None else b[None]), 4, -1)
         c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
@@ -125,7 +126,7 @@ def reference(
     return recurrence.reference(step, reverse, x, (zero, zero) if initial is None else initial, lengths)
 
 
-def forward(weights: Weights, a: Array, before: Pair) -> tuple[Pair, tuple[Array, ...]]:
+def forward(weights: Weights, a: Array, before: _Pair) -> tuple[_Pair, tuple[Array, ...]]:
     """One step: c′ = f c + i g,  h′ = o tanh c′."""
     h, c = before
     z = jnp.split(a + h @ weights.recurrent_weight, 4, -1)
@@ -135,7 +136,7 @@ def forward(weights: Weights, a: Array, before: Pair) -> tuple[Pair, tuple[Array
     return (o * activations.tanh(c), c), (i, f, g, o)
 
 
-def backward(weights: Weights, before: Pair, kept: tuple[Array, ...], dafter: Pair) -> tuple[Array, Pair]:
+def backward(weights: Weights, before: _Pair, kept: tuple[Array, ...], dafter: _Pair) -> tuple[Array, _Pair]:
     """dc′ += dh′ o (1 − tanh² c′),  dz = (dc′ g i′, dc′ c f′, dc′ i g′, dh′ tanh c′ o′), i′ being i(1 − i)."""
     (_, c), (i, f, g, o), (dh, dc) = before, kept, dafter
     t = activations.tanh(f * c + i * g)  # of two products: not worth its place in memory
@@ -149,7 +150,7 @@ def backward(weights: Weights, before: Pair, kept: tuple[Array, ...], dafter: Pa
 _CELL = Cell(forward, backward, recurrence.recurrent, pair=True)
 
 
-def _pullback(pullback: Partial, cotangents: tuple[Array, Pair]) -> tuple[Array | Pair | None, ...]:
+def _pullback(pullback: Partial, cotangents: tuple[Array, _Pair]) -> tuple[Array | _Pair | None, ...]:
     dx, dweights, dinitial, _ = pullback(cotangents)
     return dx, *dweights[:3], dinitial
 
@@ -159,7 +160,7 @@ def _check(
     weight: Array,
     recurrent_weight: Array,
     bias: Array | None,
-    initial: Pair | None,
+    initial: State | None,
     lengths: Array | None,
 ) -> Weights:
     weights = Weights(weight, recurrent_weight, bias)

@@ -148,7 +148,7 @@ def summed(left: Array, right: Array, argument: Array) -> Array:
     return like(lax.dot_general(left, right, (((0, 1), (0, 1)), ((), ())), out_sharding=sharding), argument)
 
 
-def recurrent(weights: Weights, before: Array, kept: Any, da: Array) -> tuple[Array, None]:
+def recurrent(weights: Weights, before: State, kept: Any, da: Array) -> tuple[Array, None]:
     """dU = Σ hₜ₋₁ᵀ daₜ, where h U is added to a."""
     return summed(hidden(before), da, weights.recurrent_weight), None
 
