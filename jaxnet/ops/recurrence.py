@@ -181,7 +181,9 @@ def _widened(weights: Weights, x: Array) -> Weights:
 
 def _within(lengths: Array | None, steps: int) -> Array | None:
     """Whether a step is within its sequence, (T, B, 1)."""
-    return None if lengths is None else jnp.arange(steps)[:, None, None] < lengths[None, :, None]
+    if lengths is None:
+        return None
+    return jnp.arange(steps, dtype="int32")[:, None, None] < lengths.astype("int32")[None, :, None]
 
 
 def _read(x: Array, here: Array | None) -> Array:

@@ -61,7 +61,11 @@ def _check_lengths(op: str, x: Array, lengths: Array | None) -> None:
             f"{op} needs lengths {x.shape[:1]} of whole numbers for x {x.shape}; "
             f"got {lengths.shape} of {lengths.dtype}"
         )
-    if isinstance(lengths, jax.core.Tracer) or not lengths.is_fully_addressable or not lengths.size:
+    if (
+        isinstance(lengths, jax.core.Tracer)
+        or not getattr(lengths, "is_fully_addressable", True)
+        or not lengths.size
+    ):
         return  # what isn't known here can't be checked: below 0 counts as 0, above T as T
     known = np.asarray(lengths)
     low, high = known.min(), known.max()

@@ -111,7 +111,7 @@ def test_a_sequence_of_no_steps():
 # ------------------------------------------ links 2 and 3: four roads, which the public functions and steps take
 
 
-@each
+@pytest.mark.parametrize("name", ["tanh", "lstm", "gru after", "gru before"])
 def test_four_roads(x64, name):
     op, op_vjp = functions(name, lengths=jnp.asarray(LENGTHS), reverse=True)
     args = arguments(name)
@@ -145,21 +145,34 @@ def test_single_steps_are_the_sequence(x64, name):
     close(state, expected)
 
 
-def test_values_against_numpy(x64):
-    x, w, u, b, (h, c) = jax.tree.map(np.asarray, arguments("lstm", (1, 2, 2, 3)))
+def sigma(z):
+    return 1 / (1 + np.exp(-z))
 
-    def sigma(z):
-        return 1 / (1 + np.exp(-z))
 
+def test_values_of_an_lstm_against_numpy(x64):
+    args = arguments("lstm", (1, 2, 2, 3))
+    x, w, u, b, (h, c) = jax.tree.map(np.asarray, args)
     for t in range(2):
-        z = x[0, t] @ w + h[0] @ u + b
+        z = (x[:, t] @ w + h @ u)[0] + b
         c = (sigma(z[3:6]) * c[0] + sigma(z[:3]) * np.tanh(z[6:9]))[None]
         h = sigma(z[9:])[None] * np.tanh(c)
-    y, state = ops.lstm(*arguments("lstm", (1, 2, 2, 3)))
+    y, state = ops.lstm(*args)
     close((y[:, 1], state), (h, (h, c)))
 
 
-@each
+def test_values_of_the_paper_s_gru_against_numpy(x64):
+    args = arguments("gru before", (1, 2, 2, 3))
+    x, w, u, b, _, h = jax.tree.map(np.asarray, args)
+    h = h[0]
+    for t in range(2):
+        r, z, n = np.split(x[0, t] @ w + b, 3)
+        r, z = sigma(r + h @ u[:, :3]), sigma(z + h @ u[:, 3:6])
+        h = (1 - z) * np.tanh(n + (r * h) @ u[:, 6:]) + z * h
+    y, state = ops.gru(*args, reset_after=False)
+    close((y[0, 1], state[0]), (h, h))
+
+
+@pytest.mark.parametrize("name", ["relu", "lstm", "gru after"])
 def test_the_padding_is_not_read_and_gets_no_gradient(name):
     x, *rest = arguments(name, dtype="float32")
     lengths = jnp.asarray(LENGTHS)
@@ -178,8 +191,8 @@ def test_the_padding_is_not_read_and_gets_no_gradient(name):
 # ---------------------------------------------------------------------------------- link 5: transformations
 
 
-@each
-def test_transformations_and_second_order(x64, name):
+@pytest.mark.parametrize("name", ["relu", "lstm", "gru after", "gru before"])
+def test_second_order(x64, name):
     lengths, args = jnp.asarray(LENGTHS), arguments(name, initial=False)
     reference = CELLS[name][3]
     directions = random_like(args)
@@ -201,26 +214,26 @@ def test_transformations_and_second_order(x64, name):
     close(second(*args), jax.jit(jax.grad(partial(slope, plain), several))(*args))
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru after"])
-def test_vmap_scan_and_remat(x64, name):
-    args = arguments(name)
+def test_vmap_scan_and_remat(x64):
+    args = arguments("lstm")
+    lengths, several = jnp.asarray([LENGTHS, [3, 3, 3, 3]]), tuple(range(1, 6))
 
     def loss(lengths, *args):
-        y, state = functions(name, lengths=lengths)[0](*args)
-        return (y**2).sum() + sum((s**3).sum() for s in jax.tree.leaves(state))
+        y, state = ops.lstm(*args, lengths=lengths)
+        return (y**2).sum() + sum((s**3).sum() for s in state)
 
-    gradient = jax.grad(loss, tuple(range(1, len(args) + 1)))
-    lengths, whole = jnp.asarray(LENGTHS), jnp.full(4, 3)
-    expected = [jax.jit(gradient)(n, *args) for n in (lengths, whole)]
-    close(jax.jit(jax.grad(jax.checkpoint(loss), tuple(range(1, len(args) + 1))))(lengths, *args), expected[0])
+    gradient = jax.grad(loss, several)
+    plain = jax.jit(gradient)
+    expected = jax.tree.map(lambda *g: jnp.stack(g), *(plain(n, *args) for n in lengths))
     stacked = jax.tree.map(lambda a: jnp.stack([a, a]), args)
-    mapped = jax.jit(jax.vmap(gradient))(jnp.stack([lengths, whole]), *stacked)
-    _, scanned = jax.jit(lambda n, a: jax.lax.scan(lambda _, at: (None, gradient(at[0], *at[1])), None, (n, a)))(
-        jnp.stack([lengths, whole]), stacked
-    )
-    for i in range(2):
-        close(jax.tree.map(lambda g, i=i: g[i], mapped), expected[i])
-        close(jax.tree.map(lambda g, i=i: g[i], scanned), expected[i])
+    close(jax.jit(jax.vmap(gradient))(lengths, *stacked), expected)
+
+    @jax.jit
+    def scanned(lengths, args):
+        remat = jax.grad(jax.checkpoint(loss), several)
+        return jax.lax.scan(lambda _, at: (None, remat(at[0], *at[1])), None, (lengths, args))[1]
+
+    close(scanned(lengths, stacked), expected)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
@@ -282,7 +295,7 @@ def test_one_product_before_the_loop_and_the_gradients_after_it(name, inside):
 # ------------------------------------------------------------------------------------------- precision
 
 
-@each
+@pytest.mark.parametrize("name", ["lstm", "gru before"])
 def test_half_precision_is_rounded_once(name):
     args = arguments(name, dtype="bfloat16")
     _, op_vjp = functions(name, lengths=jnp.asarray(LENGTHS))
@@ -353,7 +366,10 @@ def check_lstm(initial):
         (lambda: check_rnn(lengths=N.astype("float32")), "got (4,) of float32"),
         (lambda: check_rnn(lengths=N + 1), "rnn needs lengths from 0 to T = 3; got 1 to 4"),
         (lambda: check_rnn(lengths=N - 1), "got -1 to 2"),
-        (lambda: lstm._check(LX, LW, LU[:, :4], LB, None, None), "lstm needs a recurrent_weight (H, 4 H); got (3, 4)"),
+        (
+            lambda: lstm._check(LX, LW, LU[:, :4], LB, None, None),
+            "lstm needs a recurrent_weight (H, 4 H); got (3, 4)",
+        ),
         (lambda: check_lstm(LH), "lstm needs an initial state (h, c), a tuple of two arrays; got ArrayImpl"),
         (lambda: check_lstm((LH, LC[:, :2])), "lstm needs initial c (4, 3) of float32"),
         (
