@@ -234,6 +234,10 @@ def _layer(operation: _Operation, features: int, shape: _Shape) -> Layer:
 
 def _apart(x: Inputs) -> tuple[Any, Any]:
     """The sequences and their lengths, or None."""
+    if isinstance(x, tuple) and len(x) != 2:
+        raise ValueError(
+            f"a recurrent layer needs x (B, T, I), or a pair of that and lengths (B,); got {len(x)} arrays"
+        )
     return x if isinstance(x, tuple) else (x, None)
 
 
