@@ -32,10 +32,13 @@ from mutation_ops import (
     of_conv,
     of_conv_transpose,
     of_correlation,
+    of_gru,
     of_linear,
+    of_lstm,
     of_norms,
     of_op,
     of_product,
+    of_rnn,
     of_roads,
     of_windows,
 )
@@ -188,6 +191,9 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "correlation_cpu": lambda: of_roads(
         "correlation_cpu", "input_gradient", "_phase", "_multiplied_first", "_interleaved", "weight_gradient"
     ),
+    "rnn": of_rnn,
+    "lstm": of_lstm,
+    "gru": of_gru,
     **{name: partial(of_activation, name) for name in ("identity", "sigmoid", "tanh", "relu", "selu", "softplus")},
     **{name: partial(of_activation, name) for name in ("silu", "mish", "hard_swish")},
     "leaky_relu": lambda: of_activation("leaky_relu", {}, {"negative_slope": 0.2}),
@@ -240,6 +246,18 @@ TARGETS: dict[str, Callable[[], Target]] = {
         lambda: layers.conv(2, 2, bias=False),
         lambda: layers.conv_transpose(2, 2, stride=2, activation="relu"),
         x=draw(2, 3, 2),
+    ),
+    "recurrent layers": lambda: of_layer(
+        [module("layers.recurrent")._pullback, module("layers.recurrent")._pullback_of_x],
+        lambda: layers.lstm(2, output="last"),
+        lambda: layers.gru(2, bidirectional=True),
+        lambda: layers.rnn(2, bias=False, reverse=True),
+        x=draw(2, 3, 2),
+    ),
+    "recurrent layers with lengths": lambda: of_layer(
+        [module("layers.recurrent")._pullback_of_pair],
+        lambda: layers.rnn(2, output="last"),
+        x=(draw(2, 3, 2), jnp.asarray([3, 1])),
     ),
     "activation": lambda: of_layer(
         [(layers.activation, "vjp"), (layers.activation, "_pullback")],

@@ -236,3 +236,73 @@ def of_roads(name: str, *functions: str) -> Target:
         return trial(total, *args, hand_written=by_hand)
 
     return [getattr(roads, function) for function in functions], [one(*case) for case in GEOMETRIES]
+
+
+def of_recurrent(name: str, functions: Sequence[Any], *cases: dict[str, Any]) -> Target:
+    """Each case: options of the op, and of `sizes`, `bias`, `initial` and `dtype` what isn't as usual."""
+    gates, biases = {"rnn": (1, 1), "lstm": (4, 1), "gru": (3, 2)}[name]
+    op, op_vjp = getattr(ops, name), getattr(ops, f"{name}_vjp")
+
+    def one(case: dict[str, Any]) -> Trial:
+        options = dict(case)
+        b, t, i, h = options.pop("sizes", (2, 3, 2, 3))
+        dtype, bias = options.pop("dtype", "float32"), options.pop("bias", True)
+        shapes = [(b, t, i), (i, gates * h), (h, gates * h)]
+        shapes += [(gates * h,), (h,)][: biases - (options.get("reset_after") is False)] if bias else []
+        args = [draw(*shape, seed=k, scale=0.8, dtype=dtype) for k, shape in enumerate(shapes)]
+        missing = [None] * (3 + biases - len(args))
+        states = [draw(b, h, seed=7 + k, scale=0.8, dtype=dtype) for k in range(2 if name == "lstm" else 1)]
+        states = states if options.pop("initial", True) else []
+
+        def called(f: Any, *args: jax.Array) -> Any:
+            weights, state = args[: len(args) - len(states)], args[len(args) - len(states) :]
+            initial = None if not state else state if name == "lstm" else state[0]
+            return f(*weights, *missing, initial, **options)
+
+        def like(outputs: Any) -> Any:
+            return jax.tree.map(lambda y: draw(*y.shape, seed=9, dtype=y.dtype), outputs)
+
+        def total(*args: jax.Array) -> jax.Array:
+            outputs = called(op, *args)
+            return sum(jax.tree.leaves(jax.tree.map(lambda dy, y: (dy * y).sum(), like(outputs), outputs)))
+
+        def by_hand(*args: jax.Array) -> tuple[jax.Array, ...]:
+            outputs, pullback = called(op_vjp, *args)
+            return tuple(jax.tree.leaves(pullback(like(outputs))))
+
+        return trial(total, *args, *states, hand_written=by_hand)
+
+    return functions, [one(case) for case in cases]
+
+
+def of_rnn() -> Target:
+    """The loop, too, and what comes after it."""
+    op, loop = module("ops.rnn"), module("ops.recurrence")
+    functions = [op.backward, op._pullback, loop.backward, (loop.backward, "step"), loop.summed, loop.recurrent]
+    lengths = jnp.asarray([2, 1])
+    return of_recurrent(
+        "rnn",
+        functions,
+        {"lengths": lengths},
+        {"activation": "relu", "reverse": True},
+        {"bias": False, "initial": False},
+        {"dtype": "bfloat16", "lengths": lengths},
+    )
+
+
+def of_lstm() -> Target:
+    op = module("ops.lstm")
+    return of_recurrent("lstm", [op.backward, op._pullback], {"lengths": jnp.asarray([3, 1])}, {"bias": False})
+
+
+def of_gru() -> Target:
+    """Both forms."""
+    op = module("ops.gru")
+    names = "after_backward", "after_recurrent", "before_backward", "before_recurrent", "_candidate_and_update"
+    return of_recurrent(
+        "gru",
+        [*(getattr(op, name) for name in names), op._pullback],
+        {"lengths": jnp.asarray([3, 1])},
+        {"bias": False, "initial": False},
+        {"reset_after": False, "reverse": True},
+    )

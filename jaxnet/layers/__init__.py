@@ -21,5 +21,8 @@ from jaxnet.layers.pooling import global_avg_pool as global_avg_pool
 from jaxnet.layers.pooling import global_max_pool as global_max_pool
 from jaxnet.layers.pooling import max_pool as max_pool
 from jaxnet.layers.pooling import upsample as upsample
+from jaxnet.layers.recurrent import gru as gru
+from jaxnet.layers.recurrent import lstm as lstm
+from jaxnet.layers.recurrent import rnn as rnn
 from jaxnet.layers.reshape import flatten as flatten
 from jaxnet.layers.reshape import reshape as reshape

@@ -9,6 +9,7 @@ from jax import Array
 
 Params = Any  # a pytree of named arrays
 Input = Array | np.ndarray | jax.ShapeDtypeStruct
+Inputs = Any  # an input, or what else the first layer takes: a recurrent one a pair (x, lengths)
 
 
 class Layer(NamedTuple):
@@ -31,7 +32,7 @@ class Layer(NamedTuple):
     vjp: Callable[..., tuple[Any, Callable[[Any], tuple[Params, Array]]]]
 
 
-def output(layer: Layer, params: Params, x: Input) -> jax.ShapeDtypeStruct:
+def output(layer: Layer, params: Params, x: Inputs) -> jax.ShapeDtypeStruct:
     """Returns the shape and dtype of `layer.apply(params, x)`, without computing it."""
     return jax.eval_shape(layer.apply, params, x)
 

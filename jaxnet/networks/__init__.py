@@ -8,4 +8,6 @@ from jaxnet.networks.feedforward import feedforward as feedforward
 from jaxnet.networks.gan import GAN as GAN
 from jaxnet.networks.gan import gan as gan
 from jaxnet.networks.gan import with_class as with_class
+from jaxnet.networks.recurrent import lstm as lstm
+from jaxnet.networks.recurrent import recurrent as recurrent
 from jaxnet.networks.resnet import resnet as resnet

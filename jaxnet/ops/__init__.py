@@ -11,8 +11,14 @@ from jaxnet.ops.global_pooling import global_avg_pool as global_avg_pool
 from jaxnet.ops.global_pooling import global_avg_pool_vjp as global_avg_pool_vjp
 from jaxnet.ops.global_pooling import global_max_pool as global_max_pool
 from jaxnet.ops.global_pooling import global_max_pool_vjp as global_max_pool_vjp
+from jaxnet.ops.gru import gru as gru
+from jaxnet.ops.gru import gru_step as gru_step
+from jaxnet.ops.gru import gru_vjp as gru_vjp
 from jaxnet.ops.linear import linear as linear
 from jaxnet.ops.linear import linear_vjp as linear_vjp
+from jaxnet.ops.lstm import lstm as lstm
+from jaxnet.ops.lstm import lstm_step as lstm_step
+from jaxnet.ops.lstm import lstm_vjp as lstm_vjp
 from jaxnet.ops.normalization import group_norm as group_norm
 from jaxnet.ops.normalization import group_norm_vjp as group_norm_vjp
 from jaxnet.ops.normalization import layer_norm as layer_norm
@@ -21,6 +27,9 @@ from jaxnet.ops.pooling import avg_pool as avg_pool
 from jaxnet.ops.pooling import avg_pool_vjp as avg_pool_vjp
 from jaxnet.ops.pooling import max_pool as max_pool
 from jaxnet.ops.pooling import max_pool_vjp as max_pool_vjp
+from jaxnet.ops.rnn import rnn as rnn
+from jaxnet.ops.rnn import rnn_step as rnn_step
+from jaxnet.ops.rnn import rnn_vjp as rnn_vjp
 from jaxnet.ops.transposed_convolution import conv_transpose as conv_transpose
 from jaxnet.ops.transposed_convolution import conv_transpose_vjp as conv_transpose_vjp
 from jaxnet.ops.upsampling import upsample as upsample

@@ -6,7 +6,7 @@ from jax import Array
 
 from jaxnet import losses, verify
 from jaxnet.layers import Layer
-from jaxnet.layers.layer import Params
+from jaxnet.layers.layer import Inputs, Params
 from jaxnet.losses import Loss
 from jaxnet.train.step import Batch
 
@@ -26,13 +26,13 @@ def check_gradients(net: Layer, loss: Loss, params: Params, batch: Batch, *, see
     """
     x, target = batch
 
-    def objective(params: Params, x: Array) -> Array:
+    def objective(params: Params, x: Inputs) -> Array:
         return jnp.mean(loss(net.apply(params, x), target))
 
-    def by_hand(params: Params, x: Array) -> tuple[Params, Array]:
+    def by_hand(params: Params, x: Inputs) -> tuple[Params, Inputs]:
         prediction, pullback = net.vjp(params, x)
         examples = loss(prediction, target).size
         dprediction = losses.derivative(loss)(prediction, target)
         return pullback(jax.tree.map(lambda d: d / examples, dprediction))
 
-    return verify.check_gradients(objective, params, jnp.asarray(x), hand_written=by_hand, seed=seed)
+    return verify.check_gradients(objective, params, jax.tree.map(jnp.asarray, x), hand_written=by_hand, seed=seed)

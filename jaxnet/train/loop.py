@@ -117,7 +117,7 @@ class _Trainer:
                 running = None  # the metrics of a call not yet looked at, so that Python and XLA work side by side
                 for batch in self.batches.epoch(epoch, start=done % per_epoch, group=self.step.steps):
                     self._check(state, batch)
-                    first, done = done, done + (len(batch[0]) if self.step.steps else 1)
+                    first, done = done, done + (len(_first(batch)) if self.step.steps else 1)
                     state, metrics = self.step(state, batch)
                     if running:
                         self._record(*running)
@@ -139,13 +139,14 @@ class _Trainer:
 
     def _check(self, state: TrainState, batch: Batch) -> None:
         """What `jit` can't look at: values."""
-        x, target = batch
-        if not x.size:
-            raise ValueError(f"a batch must have at least one example; got x of shape {x.shape}")
+        (x, target), first = batch, _first(batch)
+        if not first.size:
+            raise ValueError(f"a batch must have at least one example; got x of shape {first.shape}")
         loss = getattr(self.step.loss, "func", self.step.loss)  # of a partial, as with label smoothing
         if loss is losses.cross_entropy and self.step.net is not None and np.issubdtype(target.dtype, np.integer):
             if not hasattr(self, "classes"):
-                one = jax.ShapeDtypeStruct(x.shape[1:] if self.step.steps else x.shape, x.dtype)
+                inner = 1 if self.step.steps else 0
+                one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[inner:], a.dtype), x)
                 seen, _ = jax.eval_shape(partial(augmented, self.step.augment), state, one)
                 self.classes = jax.eval_shape(self.step.net.apply, state.params, seen).shape[-1]
             losses.check_labels(np.asarray(target), self.classes, "cross_entropy")
@@ -221,7 +222,13 @@ class _Listed:
 
 
 def _examples(batch: Batch, step: Step) -> int:
-    return batch[0].shape[0] * (batch[0].shape[1] if step.steps else 1)
+    shape = _first(batch).shape
+    return shape[0] * (shape[1] if step.steps else 1)
+
+
+def _first(batch: Batch) -> Array | np.ndarray:
+    """x, or of a pair (x, lengths) its x."""
+    return jax.tree.leaves(batch)[0]
 
 
 def _copy(state: TrainState) -> TrainState:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxnet.layers import Layer
-from jaxnet.layers.layer import Params
+from jaxnet.layers.layer import Inputs, Params
 from jaxnet.train.state import TrainState
 from jaxnet.train.step import Batch, Step, augmented
 
@@ -19,7 +19,7 @@ class NonFiniteError(FloatingPointError):
 
 def explain(step: Step, state: TrainState, batch: Batch) -> str:
     """Names the first input, parameter, activation and gradient that isn't finite in the step from `state`."""
-    x, target = map(jnp.asarray, batch)
+    x, target = jax.tree.map(jnp.asarray, batch)
     x, key = augmented(step.augment, state, x)
     places = {
         "input x": first_nonfinite(x),
@@ -43,7 +43,7 @@ def first_nonfinite(tree: Any) -> str | None:
     return None
 
 
-def _first_activation(net: Layer, params: Params, x: Array, key: Array) -> str | None:
+def _first_activation(net: Layer, params: Params, x: Inputs, key: Array) -> str | None:
     """Evaluates the network as a list of equations, with each result as an output."""
     program = jax.make_jaxpr(lambda params, x: net.apply(params, x, key=key))(params, x)
     steps = [e for e in program.jaxpr.eqns if e.outvars and not isinstance(e.outvars[0], jax.extend.core.DropVar)]

@@ -8,7 +8,7 @@ import optax
 from jax import Array
 
 from jaxnet.layers import Layer
-from jaxnet.layers.layer import Input, Params
+from jaxnet.layers.layer import Inputs, Params
 
 
 class TrainState(NamedTuple):
@@ -20,7 +20,7 @@ class TrainState(NamedTuple):
     key: Array  # of the run; step n draws from fold_in(key, n)
 
 
-def init(net: Layer, optimizer: optax.GradientTransformation, key: Array, x: Input) -> TrainState:
+def init(net: Layer, optimizer: optax.GradientTransformation, key: Array, x: Inputs) -> TrainState:
     """Returns the state before the first step.
 
     Args:

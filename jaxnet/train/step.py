@@ -13,14 +13,14 @@ from jax import Array
 
 from jaxnet.data import Batches
 from jaxnet.layers import Layer
-from jaxnet.layers.layer import Params
+from jaxnet.layers.layer import Inputs, Params
 from jaxnet.losses import Loss
 from jaxnet.train.state import TrainState
 
 Metric = Callable[[Array, Array], Array]
 Metrics = dict[str, Array]
-Augment = Callable[[Array, Array], Array]  # key, x
-Batch = tuple[Array | np.ndarray, Array | np.ndarray]  # x, target
+Augment = Callable[[Array, Inputs], Inputs]  # key, x
+Batch = tuple[Inputs, Array | np.ndarray]  # x, target
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ def make_step(
 ) -> Step:
     """Returns the jitted `step(state, batch) → (state, metrics)`, pure, with the buffers of `state` donated.
 
-    `batch` is `(x, target)`. The loss is the mean of `loss(net.apply(params, x, key=…), target)`, the update
-    w ← w + optimizer(∂L/∂w); `optax.sgd(η)` is the plain rule w ← w − η ∂L/∂w.
+    `batch` is `(x, target)`, x whatever the network takes: an array, or a pair (x, lengths). The loss is the mean
+    of `loss(net.apply(params, x, key=…), target)`, the update w ← w + optimizer(∂L/∂w); `optax.sgd(η)` is the
+    plain rule w ← w − η ∂L/∂w.
 
     Args:
         net: the network.
@@ -74,7 +75,7 @@ def make_step(
     metrics = dict(metrics or {})
 
     def one(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        x, target = map(jnp.asarray, batch)
+        x, target = jax.tree.map(jnp.asarray, batch)
         x, key = augmented(augment, state, x)
 
         def objective(params: Params) -> tuple[Array, Array]:
@@ -98,7 +99,7 @@ def jitted(one: Callable[..., Any], steps: int | None) -> Callable[[TrainState, 
     return jax.jit(one if steps is None else several, donate_argnums=0)
 
 
-def augmented(augment: Augment | None, state: TrainState, x: Array) -> tuple[Array, Array]:
+def augmented(augment: Augment | None, state: TrainState, x: Inputs) -> tuple[Inputs, Array]:
     """What the step from `state` puts into the network, and the key it draws from."""
     key = jax.random.fold_in(state.key, state.step)
     if augment is None:
@@ -128,15 +129,16 @@ def evaluate(net: Layer, params: Params, batches: Batches, metrics: Mapping[str,
     total, examples = dict.fromkeys(metrics, 0.0), 0
     for x, target in batches:
         means = _means(net, tuple(metrics.items()))(params, x, target)
-        total = {name: total[name] + float(mean) * len(x) for name, mean in means.items()}
-        examples += len(x)
+        size = len(jax.tree.leaves(x)[0])
+        total = {name: total[name] + float(mean) * size for name, mean in means.items()}
+        examples += size
     return {name: value / examples for name, value in total.items()}
 
 
 @lru_cache(maxsize=64)
 def _means(net: Layer, metrics: tuple[tuple[str, Metric], ...]) -> Callable[..., Metrics]:
     @jax.jit
-    def means(params: Params, x: Array, target: Array) -> Metrics:
+    def means(params: Params, x: Inputs, target: Array) -> Metrics:
         prediction = net.apply(params, x)
         return {name: jnp.mean(metric(prediction, target)) for name, metric in metrics}
 
