@@ -235,10 +235,12 @@ def backward(options: Options, residuals: Residuals, dy: Array) -> tuple[Array, 
         q, dout = (tiles.rows(a, i, 1).astype(dtype) for a in (queries, dys))
         k, v = (tiles.columns(a, j).astype(dtype) for a in (key, value))
         d, lse = (tiles.rows(a, i, 2)[..., None] for a in (inner, logsumexp))
-        p = jnp.exp(scores(options, tiles, q, k, bias, others, i, j) - lse)
+        z = scores(options, tiles, q, k, bias, others, i, j)
+        p = jnp.exp(z - lse)
         dp = jnp.einsum("btkgd,bskd->bktgs", dout, v)
         m = kept(options, tiles, others, i, j, p) if options.dropout_rate else None
         dz = p * ((dp if m is None else m * dp) - d)
+        dz = jnp.where(z == -jnp.inf, 0, dz)  # not 0 · NaN, if there is one in a value that isn't seen
         dquery = _add(dquery, jnp.einsum("bktgs,bskh->btkgh", dz, k), tiles.top(i))
         dkey = _add(dkey, jnp.einsum("bktgs,btkgh->bskh", dz, q), tiles.left(j))
         dvalue_ = jnp.einsum("bktgs,btkgd->bskd", p if m is None else m * p, dout)
@@ -263,7 +265,8 @@ def _add(a: Array, part: Array, start: Array) -> Array:
 def _add_bias(tiles: Tiles, dbias: Array, dz: Array, i: Array, j: Array) -> Array:
     """db with a tile of dz (B, K, T, G, S), summed over the axes that b lacks."""
     start, shape = tiles.place(dbias, i, j)
-    part = dz.transpose(0, 1, 3, 2, 4).reshape(dz.shape[0], -1, dz.shape[2], dz.shape[4])
+    b, k, t, g, s = dz.shape
+    part = dz.transpose(0, 1, 3, 2, 4).reshape(b, k * g, t, s)
     part = jnp.sum(part, tuple(axis for axis, n in enumerate(shape) if n == 1), keepdims=True)
     return lax.dynamic_update_slice(dbias, lax.dynamic_slice(dbias, start, shape) + part, start)
 
