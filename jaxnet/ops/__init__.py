@@ -29,6 +29,8 @@ from jaxnet.ops.pooling import avg_pool as avg_pool
 from jaxnet.ops.pooling import avg_pool_vjp as avg_pool_vjp
 from jaxnet.ops.pooling import max_pool as max_pool
 from jaxnet.ops.pooling import max_pool_vjp as max_pool_vjp
+from jaxnet.ops.rotary import rotary as rotary
+from jaxnet.ops.rotary import rotary_vjp as rotary_vjp
 from jaxnet.ops.transposed_convolution import conv_transpose as conv_transpose
 from jaxnet.ops.transposed_convolution import conv_transpose_vjp as conv_transpose_vjp
 from jaxnet.ops.upsampling import upsample as upsample
