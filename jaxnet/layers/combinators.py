@@ -18,23 +18,24 @@ from jaxnet.layers.layer import Input, Layer, Params, output, split
 def serial(*layers: Layer) -> Layer:
     """y = fₙ(… f₂(f₁(x))),  dx = J₁ᵀ J₂ᵀ … Jₙᵀ dy.
 
-    `params` is a tuple with an entry for each layer; `serial()` is the identity.
+    `params` is a tuple with an entry for each layer; `serial()` is the identity. The first layer may take a tuple
+    of arrays, or integers: then so does this one.
     """
 
-    def init(key: Array, x: Input) -> Params:
+    def init(key: Array, x: Any) -> Params:
         params = []
         for layer, k in zip(layers, jax.random.split(key, len(layers)), strict=True):
             params.append(layer.init(k, x))
             x = output(layer, params[-1], x)
         return tuple(params)
 
-    def apply(params: Params, x: Array, *, key: Array | None = None) -> Array:
+    def apply(params: Params, x: Any, *, key: Array | None = None) -> Array:
         for i, (layer, p, k) in enumerate(zip(layers, params, split(key, len(layers)), strict=True)):
             with jax.named_scope(f"layer{i}"):
                 x = layer.apply(p, x, key=k)
         return x
 
-    def vjp(params: Params, x: Array, *, key: Array | None = None) -> tuple[Array, Partial]:
+    def vjp(params: Params, x: Any, *, key: Array | None = None) -> tuple[Array, Partial]:
         pullbacks = []
         for i, (layer, p, k) in enumerate(zip(layers, params, split(key, len(layers)), strict=True)):
             with jax.named_scope(f"layer{i}"):
@@ -45,7 +46,7 @@ def serial(*layers: Layer) -> Layer:
     return Layer(init, apply, vjp)
 
 
-def _serial_pullback(pullbacks: list[Any], dx: Array) -> tuple[Params, Array]:
+def _serial_pullback(pullbacks: list[Any], dx: Any) -> tuple[Params, Any]:
     dparams = []
     for pullback in reversed(pullbacks):
         dp, dx = pullback(dx)
