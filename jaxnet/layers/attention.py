@@ -37,9 +37,9 @@ class _Inputs(NamedTuple):
 
     def together(self, dx: Array, dmemory: Array) -> Any:
         """The gradient, of the same form as the input."""
-        if not self.memory:
-            return (dx + dmemory, of_integers(dx.shape[:1])) if self.lengths else dx + dmemory
-        return (dx, dmemory, of_integers(dx.shape[:1])) if self.lengths else (dx, dmemory)
+        parts: tuple[Any, ...] = (dx, dmemory) if self.memory else (dx + dmemory,)
+        parts += (of_integers(dx.shape[:1]),) if self.lengths else ()
+        return parts if len(parts) > 1 else parts[0]
 
 
 def attention(
