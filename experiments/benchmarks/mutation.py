@@ -306,6 +306,20 @@ TARGETS: dict[str, Callable[[], Target]] = {
         lambda: layers.embedding(5, 4),
         x=jnp.asarray(CLASSES),
     ),
+    "gated": lambda: of_layer(
+        [(layers.gated, "vjp"), module("layers.gated")._pullback],
+        lambda: layers.gated(3, bias=True),
+    ),
+    "transformer_decoder": lambda: of_layer(
+        [
+            (networks.transformer_decoder, "vjp"),
+            (module("networks.transformer")._hidden, "vjp"),
+            *(getattr(module("networks.transformer"), f"_{name}_pullback") for name in ("hidden", "tied", "head")),
+        ],
+        lambda: networks.transformer_decoder(5, 4, 1, 2),
+        lambda: networks.transformer_decoder(5, 4, 1, 2, tied=False),
+        x=jnp.asarray(CLASSES)[None],
+    ),
     "positions": lambda: of_layer(
         [
             (layers.positions, "vjp"),

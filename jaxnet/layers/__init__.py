@@ -13,6 +13,7 @@ from jaxnet.layers.dense import dense as dense
 from jaxnet.layers.dropout import dropout as dropout
 from jaxnet.layers.embedding import embedding as embedding
 from jaxnet.layers.embedding import positions as positions
+from jaxnet.layers.gated import gated as gated
 from jaxnet.layers.layer import Layer as Layer
 from jaxnet.layers.noise import gaussian_noise as gaussian_noise
 from jaxnet.layers.normalization import batch_norm as batch_norm

@@ -21,6 +21,7 @@ IDS, LENGTHS = jnp.array([[2, 0, 2], [4, 4, 1]]), jnp.array([5, 3])
 
 # Each with its input.
 LAYERS = {
+    "gated": (layers.gated(3, activation="gelu", bias=True), x_of),
     "rms_norm": (rms_norm(), x_of),
     "rms_norm alone": (rms_norm(axis=(1, 2), scale=False, eps=0.1), x_of),
     "sinusoidal positions": (positions("sinusoidal"), x_of),
@@ -61,7 +62,7 @@ def without_integers(tree):
 # ------------------------------------------------------------------------------------------------ the law
 
 
-@pytest.mark.parametrize("name", ["rms_norm", "embedding", "learned positions", "attention with lengths"])
+@pytest.mark.parametrize("name", ["gated", "rms_norm", "embedding", "learned positions", "attention with lengths"])
 def test_the_law_on_four_roads(name):
     layer, x = LAYERS[name]
     report = verify.check_layer(layer, KEY, x(), training_key=TRAINING if "dropout" in name else None)
@@ -175,6 +176,7 @@ def test_dropout_is_of_training_alone():
         (lambda: attention(2).init(KEY, (x_of(), x_of())), "this attention needs x alone; got 2 arrays"),
         (lambda: attention(2, memory=True).init(KEY, x_of()), "this attention needs (x, memory); got 1 arrays"),
         (lambda: attention(2, lengths=True).init(KEY, x_of()), "this attention needs (x, lengths); got 1 arrays"),
+        (lambda: layers.gated(0), "dense needs a whole number of features ≥ 1; got 0"),
         (lambda: embedding(0, 3), "whole numbers of rows and features ≥ 1; got 0 and 3"),
         (lambda: embedding(2, 3).init(KEY, x_of()), "embedding needs an x of integers; got float32 (2, 5, 4)"),
         (lambda: embedding(2, 3).apply({"table": x_of(2, 3)}, IDS), "must be 0 to 1; got 2"),
