@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnet import layers, ops
+from jaxnet import layers, networks, ops
 
 torch = pytest.importorskip("torch", reason="PyTorch is only compared with: pip install '.[peers]'")
 
@@ -113,6 +113,60 @@ def test_multi_head_attention(x64, memory):
     pairs = list(zip(gradients, theirs.in_proj_bias.grad.chunk(3), strict=True))
     pairs += [(theirs.out_proj.weight.grad, theirs.out_proj.bias.grad)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11), dparams, named(pairs))
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_an_encoder(x64, norm_first):
+    e, heads = 6, 2
+    block = torch.nn.TransformerEncoderLayer(
+        e, heads, 5, dropout=0.0, activation="relu", batch_first=True, norm_first=norm_first, dtype=torch.float64
+    )
+    with torch.no_grad():
+        for i, p in enumerate(block.parameters()):
+            p.copy_(torch.tensor(numbers(*p.shape, seed=i)))
+    net = networks.transformer_encoder(
+        e, 1, heads, hidden=5, activation="relu", norm_first=norm_first, positions=None
+    )
+
+    def named(of):
+        """The parameters, or their gradients, as ours: those of a block stand in a `repeat` of one."""
+
+        def array(tensor):
+            return jnp.asarray(of(tensor).detach().numpy())
+
+        def dense(weight, bias):
+            return {"weight": array(weight).T, "bias": array(bias)}
+
+        def norm(module):
+            return {"scale": array(module.weight), "bias": array(module.bias)}
+
+        attention = block.self_attn
+        weights, biases = (array(a) for a in (attention.in_proj_weight, attention.in_proj_bias))
+        maps = zip(("query", "key", "value"), jnp.split(weights, 3), jnp.split(biases, 3), strict=True)
+        first = {name: {"weight": w.T, "bias": b} for name, w, b in maps}
+        first |= {"output": dense(attention.out_proj.weight, attention.out_proj.bias)}
+        forward = tuple(dense(module.weight, module.bias) for module in (block.linear1, block.linear2))
+        steps = [(norm(block.norm1), (first,)), (norm(block.norm2), forward)]
+        if norm_first:
+            return tuple(((before, *parts), ()) for before, parts in steps)
+        return tuple(((parts, ()), after) for after, parts in steps)
+
+    x = numbers(B, T, e)
+    tensor = torch.tensor(x, requires_grad=True)
+    expected = block(tensor)
+    if norm_first:  # ours has a normalisation at the end
+        expected = torch.nn.functional.layer_norm(expected, (e,))
+    dy = numbers(B, T, e, seed=9)
+    expected.backward(torch.tensor(dy))
+
+    plain = {"scale": jnp.ones(e), "bias": jnp.zeros(e)}
+    stacked = jax.tree.map(lambda p: p[None], named(lambda p: p))
+    y, pullback = jax.jit(net.vjp)((stacked, plain) if norm_first else (stacked,), jnp.asarray(x))
+    (dblock, *_), dx = pullback(jnp.asarray(dy))
+    np.testing.assert_allclose(y, expected.detach(), atol=1e-10)
+    np.testing.assert_allclose(dx, tensor.grad, atol=1e-10)
+    gradients = jax.tree.map(lambda p: p[None], named(lambda p: p.grad))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), dblock, gradients)
 
 
 def test_rms_norm(x64):
