@@ -219,6 +219,26 @@ def test_a_label_out_of_range(label):
     np.testing.assert_array_equal(jnp.isnan(gradient).all(1), [False, True, False])
 
 
+@pytest.mark.parametrize("ignored", [-1, 3])
+def test_a_label_to_be_ignored(x64, ignored):
+    z, labels = LOGITS(), jnp.asarray(LABELS).at[1].set(ignored)
+    kept = np.array([0, 2, 3, 4])
+    options = {"label_smoothing": 0.2, "ignore_label": ignored}
+    loss = losses.cross_entropy(z, labels, **options)
+    gradient = jax.grad(lambda z: losses.cross_entropy(z, labels, **options).sum())(z)
+    by_hand = losses.derivative(losses.cross_entropy)(z, labels, **options)
+    np.testing.assert_allclose(loss[kept], losses.cross_entropy(z[kept], labels[kept], 0.2))
+    expected = losses.derivative(losses.cross_entropy)(z[kept], labels[kept], 0.2)
+    for found in (gradient, by_hand):
+        np.testing.assert_allclose(found[kept], expected)
+        assert not found[1].any()
+    assert loss[1] == 0
+    with pytest.raises(ValueError, match="labels 0 to 3 for 4 classes; got the label 7"):
+        losses.cross_entropy(z, labels.at[0].set(7), **options)
+    with pytest.raises(ValueError, match=f"integer labels to ignore the label {ignored}; got probabilities"):
+        losses.cross_entropy(z, probabilities(1), **options)
+
+
 @pytest.mark.parametrize("labels", [0, [1.0, 0.0, 0.0], [0.25, 0.0, 0.75]])
 def test_a_masked_class(labels, x64):
     z, labels = jnp.array([1.0, -jnp.inf, 2.0]), jnp.asarray(labels)

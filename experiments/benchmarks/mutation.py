@@ -27,19 +27,23 @@ from mutation_ops import (
     draw,
     held,
     module,
+    of_attention,
     of_batch_norm,
     of_batch_norm_inference,
     of_conv,
     of_conv_transpose,
     of_correlation,
+    of_embedding,
     of_gru,
     of_linear,
+    of_linear_cross_entropy,
     of_lstm,
     of_norms,
     of_op,
     of_product,
     of_rnn,
     of_roads,
+    of_rotary,
     of_windows,
 )
 
@@ -156,7 +160,27 @@ def two_dense(**options: Any) -> Any:
 
 combinators = module("layers.combinators")
 reshape = module("layers.reshape")
+layer_attention = module("layers.attention")
 layer_pooling, layer_normalization = module("layers.pooling"), module("layers.normalization")
+
+
+def of_attention_layer() -> Target:
+    """Each form of its input."""
+    x, memory, lengths = draw(2, 3, 4), draw(2, 4, 3, seed=1), jnp.array([4, 2])
+    _, trials = of_layer(
+        [],
+        lambda: layers.attention(2, rotary=7.0, bias=False, causal=True),
+        random=lambda: layers.attention(2, dropout_rate=0.4),
+        x=x,
+    )
+    for options, inputs in (
+        ({"memory": True}, (x, memory)),
+        ({"lengths": True}, (x, lengths)),
+        ({"memory": True, "lengths": True}, (x, memory, lengths)),
+    ):
+        trials += of_layer([], partial(layers.attention, 2, **options), x=inputs)[1]
+    return [(layers.attention, "vjp"), layer_attention._pullback, layer_attention._Inputs.together], trials
+
 
 TARGETS: dict[str, Callable[[], Target]] = {
     "linear": of_linear,
@@ -181,9 +205,13 @@ TARGETS: dict[str, Callable[[], Target]] = {
         ((IMAGE,), {"factor": (3, 2), "method": "bilinear"}),
         ((HALF[0],), {"factor": (1, 4), "method": "bilinear"}),
     ),
-    "layer_norm and group_norm": of_norms,
+    "layer_norm, rms_norm and group_norm": of_norms,
     "batch_norm": of_batch_norm,
     "batch_norm_inference": of_batch_norm_inference,
+    "attention": of_attention,
+    "embedding": of_embedding,
+    "rotary": of_rotary,
+    "linear_cross_entropy": of_linear_cross_entropy,
     "conv": of_conv,
     "conv_transpose": of_conv_transpose,
     "correlation": of_correlation,
@@ -209,7 +237,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "huber": lambda: of_loss("huber", *((LOGITS, draw(5, 5, seed=1), {"delta": delta}) for delta in (1.0, 0.3))),
     "cross_entropy": lambda: of_loss(
         "cross_entropy",
-        (LOGITS, CLASSES, {"label_smoothing": 0.2}),
+        (LOGITS, CLASSES, {"label_smoothing": 0.2, "ignore_label": 1}),
         (LOGITS, PROBABILITIES, {"label_smoothing": 0.2}),
         (LOGITS, 3 * PROBABILITIES, {}),
     ),
@@ -277,6 +305,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "normalisation": lambda: of_layer(
         [(layer_normalization._affine, "vjp"), layer_normalization._affine_pullback, layer_normalization._named],
         layers.layer_norm,
+        layers.rms_norm,
         lambda: layers.layer_norm(scale=False),
         lambda: layers.group_norm(2, bias=False),
     ),
@@ -288,6 +317,36 @@ TARGETS: dict[str, Callable[[], Target]] = {
         ],
         lambda: layers.batch_norm(scale=False, bias=False),
         random=lambda: layers.batch_norm(eps=0.1),
+    ),
+    "layers' attention": of_attention_layer,
+    "layers' embedding": lambda: of_layer(
+        [(layers.embedding, "vjp"), module("layers.embedding")._pullback],
+        lambda: layers.embedding(5, 4),
+        x=jnp.asarray(CLASSES),
+    ),
+    "gated": lambda: of_layer(
+        [(layers.gated, "vjp"), module("layers.gated")._pullback],
+        lambda: layers.gated(3, bias=True),
+    ),
+    "transformer_decoder": lambda: of_layer(
+        [
+            (networks.transformer_decoder, "vjp"),
+            (module("networks.transformer")._hidden, "vjp"),
+            *(getattr(module("networks.transformer"), f"_{name}_pullback") for name in ("hidden", "tied", "head")),
+        ],
+        lambda: networks.transformer_decoder(5, 4, 1, 2),
+        lambda: networks.transformer_decoder(5, 4, 1, 2, tied=False),
+        x=jnp.asarray(CLASSES)[None],
+    ),
+    "positions": lambda: of_layer(
+        [
+            (layers.positions, "vjp"),
+            module("layers.embedding")._positions_pullback,
+            module("layers.embedding")._learned_pullback,
+        ],
+        lambda: layers.positions("sinusoidal"),
+        lambda: layers.positions("learned", length=5),
+        x=draw(2, 3, 4),
     ),
     "serial": lambda: of_layer(
         [(layers.serial, "vjp"), combinators._serial_pullback],

@@ -115,7 +115,7 @@ HALF = [a.astype("bfloat16") for a in (IMAGE, *CHANNELS)]
 
 
 def of_norms() -> Target:
-    """One backward pass for both."""
+    """One backward pass for all three."""
     functions, trials = of_op(
         "layer_norm",
         [module("ops.normalization").backward],
@@ -124,7 +124,12 @@ def of_norms() -> Target:
         ((IMAGE,), {}),
         ((*HALF,), {"eps": 0.1}),
     )
-    return functions, [*trials, *of_op("group_norm", [], ((IMAGE, *CHANNELS), {"groups": 2, "eps": 0.1}))[1]]
+    cases = ((IMAGE, CHANNELS[0]), {"eps": 0.1}), ((IMAGE,), {"axis": (1, 2)}), ((*HALF[:2],), {"eps": 0.1})
+    trials += of_op("rms_norm", [], *cases)[1]
+    return [*functions, module("ops.normalization")._rms_pullback], [
+        *trials,
+        *of_op("group_norm", [], ((IMAGE, *CHANNELS), {"groups": 2, "eps": 0.1}))[1],
+    ]
 
 
 def of_batch_norm() -> Target:
@@ -143,6 +148,85 @@ def of_batch_norm_inference() -> Target:
         ((HALF[0], *half, *HALF[1:]), {"eps": 0.1}),
         ((IMAGE[0, 0], *population), {}),
     )
+
+
+def by_hand(f: Any, f_vjp: Any, *args: jax.Array) -> Trial:
+    """`f_vjp` gives y and a pullback, whose result is the gradients of all arguments or of the only one."""
+    dy = draw(*jax.eval_shape(f, *args).shape, seed=9)
+
+    def total(*args: jax.Array) -> jax.Array:
+        y = f(*args)
+        return (dy.astype(y.dtype) * y).sum()
+
+    def gradients(*args: jax.Array) -> tuple[jax.Array, ...]:
+        y, pullback = f_vjp(*args)
+        found = pullback(dy.astype(y.dtype))
+        return tuple(found[: len(args)]) if isinstance(found, tuple) else (found,)
+
+    return trial(total, *args, hand_written=gradients)
+
+
+def of_attention() -> Target:
+    """In tiles of two queries and two keys, the last ones of one."""
+    op, tiles = module("ops.attention"), module("ops.attention_tiles")
+
+    def one(*args: jax.Array, **options: Any) -> Trial:
+        bias = args[3] if len(args) > 3 else None
+        setup, others = op._check(*args[:3], bias=bias, chunk=2, **options)
+
+        def both(q: jax.Array, k: jax.Array, v: jax.Array, bias: Any = None) -> Any:
+            y, residuals = op.forward(setup, q, k, v, bias, others)
+            return y, partial(op._pullback, setup, residuals)
+
+        def f(q: jax.Array, k: jax.Array, v: jax.Array, bias: Any = None) -> jax.Array:
+            return op._attention(setup, q, k, v, bias, others)
+
+        return by_hand(f, both, *args)
+
+    args = draw(2, 3, 4, 2), draw(2, 5, 2, 2, seed=1), draw(2, 5, 2, 3, seed=2)
+    half = [a.astype("bfloat16") for a in args]
+    return [op.backward, op._add, op._add_bias, op._pullback, tiles.Tiles.place], [
+        one(*args, draw(1, 4, 3, 5, seed=3), causal=True, offset=1),
+        one(*args, draw(2, 1, 1, 5, seed=3), lengths=jnp.array([0, 4])),
+        one(*args, dropout_rate=0.4, dropout_key=jax.random.key(1)),
+        one(*half, window=(1, 2), scale=0.3),
+    ]
+
+
+def of_embedding() -> Target:
+    op, ids = module("ops.embedding"), jnp.array([[2, 0, 2], [4, 4, 4]], jnp.int32)
+    f, f_vjp = partial(ops.embedding, ids), partial(ops.embedding_vjp, ids)
+    return [op.backward, op._pullback], [
+        by_hand(f, f_vjp, table) for table in (draw(5, 4), draw(5, 4, dtype="bfloat16"))
+    ]
+
+
+def of_rotary() -> Target:
+    op, options = module("ops.rotary"), {"base": 7.0, "offset": 2}
+    f, f_vjp = partial(ops.rotary, **options), partial(ops.rotary_vjp, **options)
+    return [op.backward, op._pullback], [
+        by_hand(f, f_vjp, x) for x in (draw(2, 3, 2, 4), draw(2, 3, 2, 4, dtype="bfloat16"))
+    ]
+
+
+def of_linear_cross_entropy() -> Target:
+    """In chunks of two classes, of which the last has one of its own."""
+    op = module("ops.linear_cross_entropy")
+
+    def one(x: jax.Array, weight: jax.Array, labels: Any, *bias: jax.Array, **options: Any) -> Trial:
+        def run(f: Any, x: jax.Array, weight: jax.Array, bias: Any = None) -> Any:
+            return f(x, weight, jnp.asarray(labels), bias=bias, chunk=2, **options)
+
+        f, f_vjp = partial(run, ops.linear_cross_entropy), partial(run, ops.linear_cross_entropy_vjp)
+        return by_hand(f, f_vjp, x, weight, *bias)
+
+    x, weight, bias = draw(4, 3), draw(3, 5, seed=1), draw(5, seed=2)
+    half = [a.astype("bfloat16") for a in (x, weight, bias)]
+    return [op.backward, op._add, op._pullback], [
+        one(x, weight, [0, 4, -1, 3], bias, label_smoothing=0.2, ignore_label=-1),
+        one(draw(2, 2, 3), weight, [[0, 4], [1, 3]]),
+        one(*half[:2], [1, 2, 3, 4], half[2]),
+    ]
 
 
 def convolved(

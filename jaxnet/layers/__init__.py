@@ -2,6 +2,7 @@
 
 from jaxnet.layers import initializers as initializers
 from jaxnet.layers.activation import activation as activation
+from jaxnet.layers.attention import attention as attention
 from jaxnet.layers.combinators import parallel as parallel
 from jaxnet.layers.combinators import repeat as repeat
 from jaxnet.layers.combinators import residual as residual
@@ -10,11 +11,15 @@ from jaxnet.layers.convolution import conv as conv
 from jaxnet.layers.convolution import conv_transpose as conv_transpose
 from jaxnet.layers.dense import dense as dense
 from jaxnet.layers.dropout import dropout as dropout
+from jaxnet.layers.embedding import embedding as embedding
+from jaxnet.layers.embedding import positions as positions
+from jaxnet.layers.gated import gated as gated
 from jaxnet.layers.layer import Layer as Layer
 from jaxnet.layers.noise import gaussian_noise as gaussian_noise
 from jaxnet.layers.normalization import batch_norm as batch_norm
 from jaxnet.layers.normalization import group_norm as group_norm
 from jaxnet.layers.normalization import layer_norm as layer_norm
+from jaxnet.layers.normalization import rms_norm as rms_norm
 from jaxnet.layers.normalization import trainable as trainable
 from jaxnet.layers.pooling import avg_pool as avg_pool
 from jaxnet.layers.pooling import global_avg_pool as global_avg_pool

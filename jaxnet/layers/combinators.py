@@ -18,7 +18,8 @@ from jaxnet.layers.layer import Input, Inputs, Layer, Params, output, split
 def serial(*layers: Layer) -> Layer:
     """y = fₙ(… f₂(f₁(x))),  dx = J₁ᵀ J₂ᵀ … Jₙᵀ dy.
 
-    `params` is a tuple with an entry for each layer; `serial()` is the identity.
+    `params` is a tuple with an entry for each layer; `serial()` is the identity. The first layer may take a tuple
+    of arrays, or integers: then so does this one.
     """
 
     def init(key: Array, x: Inputs) -> Params:

@@ -1,6 +1,7 @@
-"""Normalisation: of each example (layer, group), and over the batch."""
+"""Normalisation: of each example (layer, RMS, group), and over the batch."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -33,13 +34,37 @@ def layer_norm(
     """
     options: dict[str, Any] = {"axis": axis, "eps": eps, "implementation": implementation}
 
-    def shape(x: Input) -> tuple[int, ...]:
-        axes = (axis,) if isinstance(axis, int) else axis
-        if any(not -len(x.shape) <= a < len(x.shape) for a in axes):
-            raise ValueError(f"layer_norm over axis {axis} doesn't fit x of shape {x.shape}")
-        return tuple(x.shape[a] for a in sorted(a % len(x.shape) for a in axes))
-
+    shape = partial(_sizes, "layer_norm", axis)
     return _affine("layer_norm", ops.layer_norm, ops.layer_norm_vjp, shape, scale, bias, options)
+
+
+def rms_norm(
+    *, axis: int | Sequence[int] = -1, eps: float = 1e-6, scale: bool = True, implementation: str | None = None
+) -> Layer:
+    """y = γ x / √(Σ x² / n + ε), the sum over `axis` of each example: `ops.rms_norm` with parameters.
+
+    `params` is `{"scale": γ}`, of the sizes of `axis` in x, in its dtype, or `{}`.
+
+    Raises:
+        ValueError: for a negative ε; in `init`, `apply` and `vjp`, for axes that x doesn't have.
+    """
+    options: dict[str, Any] = {"axis": axis, "eps": eps, "implementation": implementation}
+
+    def op(x: Array, scale: Array | None, bias: None, **options: Any) -> Array:
+        return ops.rms_norm(x, scale, **options)
+
+    def op_vjp(x: Array, scale: Array | None, bias: None, **options: Any) -> tuple[Array, Partial]:
+        return ops.rms_norm_vjp(x, scale, **options)
+
+    return _affine("rms_norm", op, op_vjp, partial(_sizes, "rms_norm", axis), scale, False, options)
+
+
+def _sizes(name: str, axis: int | Sequence[int], x: Input) -> tuple[int, ...]:
+    """Of these axes of x."""
+    axes = (axis,) if isinstance(axis, int) else axis
+    if any(not -len(x.shape) <= a < len(x.shape) for a in axes):
+        raise ValueError(f"{name} over axis {axis} doesn't fit x of shape {x.shape}")
+    return tuple(x.shape[a] for a in sorted(a % len(x.shape) for a in axes))
 
 
 def group_norm(
@@ -197,11 +222,11 @@ def _affine(
 
 
 def _affine_pullback(pullback: Partial, dy: Array) -> tuple[Params, Array]:
-    dx, dscale, dbias = pullback(dy)
-    return _named(dscale, dbias), dx
+    dx, *dfactors = pullback(dy)
+    return _named(*dfactors), dx
 
 
-def _named(dscale: Array | None, dbias: Array | None) -> dict[str, Array]:
+def _named(dscale: Array | None, dbias: Array | None = None) -> dict[str, Array]:
     return {name: d for name, d in (("scale", dscale), ("bias", dbias)) if d is not None}
 
 

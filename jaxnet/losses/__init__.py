@@ -3,7 +3,8 @@
 A loss is a function of a prediction and a target, per example; the mean over them is the caller's:
 `losses.cross_entropy(net.apply(params, x), y).mean()`. Each is a `jax.custom_jvp` with the derivative
 in both arguments written out, so forward mode, reverse mode and second order use the formulas here.
-Values are computed in at least float32 and have the dtype of the prediction.
+Values are computed in at least float32 and have the dtype of the prediction. `linear_cross_entropy`, an op, takes
+the last layer's input and weight in place of the logits, which it never stores.
 """
 
 from jaxnet.losses.adversarial import Adversarial as Adversarial
@@ -24,3 +25,4 @@ from jaxnet.losses.loss import Loss as Loss
 from jaxnet.losses.loss import derivative as derivative
 from jaxnet.losses.regression import huber as huber
 from jaxnet.losses.regression import squared_error as squared_error
+from jaxnet.ops.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy

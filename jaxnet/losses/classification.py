@@ -11,7 +11,7 @@ from jaxnet.activations import log_softmax, sigmoid, softmax, softplus
 from jaxnet.losses.loss import rule, same_shape, times
 
 
-def _labels(name: str, z: Array, labels: Array, label_smoothing: float) -> None:
+def _labels(name: str, z: Array, labels: Array, label_smoothing: float, ignore_label: int | None) -> None:
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"{name} needs 0 ≤ label_smoothing < 1; got {label_smoothing}")
     if z.ndim < 1 or z.shape[-1] < 1:
@@ -22,8 +22,11 @@ def _labels(name: str, z: Array, labels: Array, label_smoothing: float) -> None:
             f"{name} with logits {z.shape} needs integer labels {z.shape[:-1]} or probabilities {z.shape}; "
             f"got {labels.dtype} {labels.shape}"
         )
+    if ignore_label is not None and not integer:
+        raise ValueError(f"{name} needs integer labels to ignore the label {ignore_label}; got probabilities")
     if integer and labels.size and not isinstance(labels, jax.core.Tracer):
-        check_labels(np.asarray(labels), z.shape[-1], name)
+        seen = np.asarray(labels)
+        check_labels(seen[seen != ignore_label] if ignore_label is not None else seen, z.shape[-1], name)
 
 
 def check_labels(labels: np.ndarray, classes: int, name: str = "labels") -> None:
@@ -38,35 +41,41 @@ def check_labels(labels: np.ndarray, classes: int, name: str = "labels") -> None
         raise ValueError(f"{name} needs labels 0 to {classes - 1} for {classes} classes; got the label {wrong}")
 
 
-def _target_distribution(z: Array, labels: Array, label_smoothing: float) -> Array:
-    """q = (1 − α) q₀ + α/K, where q₀ is `labels`, or one-hot of them if they are integers."""
+def _target_distribution(z: Array, labels: Array, label_smoothing: float, ignore_label: int | None) -> Array:
+    """q = (1 − α) q₀ + α/K, where q₀ is `labels`, or one-hot of them if they are integers; 0 where ignored."""
+    ignored = None if ignore_label is None else (labels == ignore_label)[..., None]
     if labels.ndim < z.ndim:
         labels = labels if labels.dtype.itemsize > 4 else labels.astype(jnp.int32)  # all class numbers must fit
         # An integer label out of range: NaN, rather than the silent zero row of one_hot.
         valid = (labels >= 0) & (labels < z.shape[-1])
         hot = jax.nn.one_hot(labels, z.shape[-1], dtype=z.dtype)
         labels = jnp.where(valid[..., None], hot, jnp.nan)
-    return (1 - label_smoothing) * labels + label_smoothing / z.shape[-1]
+    q = (1 - label_smoothing) * labels + label_smoothing / z.shape[-1]
+    return q if ignored is None else jnp.where(ignored, 0, q)
 
 
-def _cross_entropy_derivative(z: Array, labels: Array, label_smoothing: float) -> Array:
-    q = _target_distribution(z, labels, label_smoothing)
+def _cross_entropy_derivative(z: Array, labels: Array, label_smoothing: float, ignore_label: int | None) -> Array:
+    q = _target_distribution(z, labels, label_smoothing, ignore_label)
     return softmax(z) * jnp.sum(q, -1, keepdims=True) - q
 
 
 @rule(
     _labels,
     _cross_entropy_derivative,
-    lambda z, labels, label_smoothing: -(1 - label_smoothing) * log_softmax(z),
+    lambda z, labels, label_smoothing, ignore_label: -(1 - label_smoothing) * log_softmax(z),
     reduces=True,
 )
-def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> Array:
+def cross_entropy(
+    logits: Array, labels: Array, label_smoothing: float = 0.0, ignore_label: int | None = None
+) -> Array:
     """L = −Σₖ qₖ ln pₖ,  p = softmax(z),  ∂L/∂z = p Σq − q  (p − q when Σq = 1).
 
     Args:
         logits: z, shape (…, classes).
         labels: integers (…), or probabilities (…, classes).
         label_smoothing: α in q = (1 − α) q₀ + α/K. (Szegedy et al., 2015).
+        ignore_label: the loss of an example with this label, such as −1 for padding, is 0, and so is its
+            gradient. A mean over the others is the caller's: their number is Σ [label ≠ ignore_label].
 
     Returns:
         The loss of each example, shape (…), in nats.
@@ -79,7 +88,7 @@ def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) ->
         >>> losses.cross_entropy(jnp.array([[2.0, 0.0]]), jnp.array([0]))
         Array([0.126928], dtype=float32)
     """
-    q = _target_distribution(logits, labels, label_smoothing)
+    q = _target_distribution(logits, labels, label_smoothing, ignore_label)
     return -jnp.sum(times(q, log_softmax(logits)), -1)
 
 

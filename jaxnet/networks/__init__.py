@@ -11,3 +11,6 @@ from jaxnet.networks.gan import with_class as with_class
 from jaxnet.networks.recurrent import lstm as lstm
 from jaxnet.networks.recurrent import recurrent as recurrent
 from jaxnet.networks.resnet import resnet as resnet
+from jaxnet.networks.transformer import Decoder as Decoder
+from jaxnet.networks.transformer import transformer_decoder as transformer_decoder
+from jaxnet.networks.transformer import transformer_encoder as transformer_encoder

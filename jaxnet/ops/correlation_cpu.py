@@ -9,7 +9,7 @@ Axes as there. What is slow, and what is done instead (measured by experiments/b
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -98,12 +98,14 @@ def _multiplied_first(geometry: Geometry, y: Array, weight: Array) -> Array:
     stride, n = geometry.stride, len(geometry.stride)
     extents = [(k - 1) * d + 1 for k, d in zip(geometry.window, geometry.dilation, strict=True)]
     blocks = [-(-extent // s) for extent, s in zip(extents, stride, strict=True)]
-    axes = zip(extents, blocks, stride, geometry.dilation, strict=True)
-    whole = [(0, m * s - extent, d - 1) for extent, m, s, d in axes]
+    sizes = zip(extents, blocks, stride, geometry.dilation, strict=True)
+    whole = [(0, m * s - extent, d - 1) for extent, m, s, d in sizes]
     products = _pad(weight, 0, whole).reshape(-1, weight.shape[-1])  # (K C, O)
     z = jnp.matmul(y, products.T, preferred_element_type=accumulation_dtype(y.dtype))
     taps = [size for axis in zip(blocks, stride, strict=True) for size in axis]
-    z = lax.optimization_barrier(z.reshape(*y.shape[:-1], *taps, -1))  # (N, P…, m₁, s₁, m₂, s₂, …, C)
+    z = lax.optimization_barrier(
+        z.reshape(*y.shape[:-1], *taps, weight.shape[-2])
+    )  # (N, P…, m₁, s₁, m₂, s₂, …, C)
 
     places = [p + m - 1 for p, m in zip(geometry.output, blocks, strict=True)]
     total = jnp.zeros((y.shape[0], *places, *stride, z.shape[-1]), z.dtype)
@@ -117,10 +119,10 @@ def _multiplied_first(geometry: Geometry, y: Array, weight: Array) -> Array:
     return _pad(total, 1, [(-a, image + a - length, 0) for a, image, length in axes])
 
 
-def _pad(a: Array, first: int, ends: list[Ints]) -> Array:
+def _pad(a: Array, first: int, ends: Sequence[tuple[int, int, int]]) -> Array:
     """The axes from `first` on with zeros before, after and between."""
-    rest = a.ndim - first - len(ends)
-    return lax.pad(a, jnp.zeros((), a.dtype), [*[(0, 0, 0)] * first, *ends, *[(0, 0, 0)] * rest])
+    none = [(0, 0, 0)]
+    return lax.pad(a, jnp.zeros((), a.dtype), [*none * first, *ends, *none * (a.ndim - first - len(ends))])
 
 
 def _turned(geometry: Geometry) -> Geometry:

@@ -1,4 +1,4 @@
-"""The chain of checks of layer, group and batch normalisation, each link for one reason."""
+"""The chain of checks of layer, RMS, group and batch normalisation, each link for one reason."""
 
 import importlib
 import re
@@ -62,6 +62,18 @@ def test_layer_norm_backward(x64, shape, axis, scale, bias):
     check_backward(*(partial(f, norm) for f in functions), *args)
 
 
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((5, 7), -1), ((2, 3, 5), (2, 0)), ((4,), 0), ((3, 1), -1), ((0, 3), -1)], ids=str
+)
+def test_rms_norm_backward(x64, shape, axis, scale):
+    axes = (axis,) if isinstance(axis, int) else axis
+    args = draw(*shape), *factors(scale, False, *(shape[a] for a in sorted(a % len(shape) for a in axes)))
+    norm = normalization._layer(*args, axis, EPS, "rms_norm")
+    functions = normalization.reference, normalization.forward, normalization.backward
+    check_backward(*(partial(f, norm) for f in functions), *args)
+
+
 @every_factor
 @pytest.mark.parametrize(
     ("shape", "groups"), [((2, 3, 5, 6), 3), ((2, 6), 2), ((1, 7, 1), 1), ((0, 2, 4), 4)], ids=str
@@ -102,6 +114,7 @@ C = 4
 OPS = {
     "layer": (ops.layer_norm, ops.layer_norm_vjp, {"eps": EPS}),
     "layer over two axes": (ops.layer_norm, ops.layer_norm_vjp, {"eps": EPS, "axis": (1, 2)}),
+    "rms": (ops.rms_norm, ops.rms_norm_vjp, {"eps": EPS}),
     "group": (ops.group_norm, ops.group_norm_vjp, {"eps": EPS, "groups": 2}),
     "batch": (ops.batch_norm, ops.batch_norm_vjp, {"eps": EPS}),
     "inference": (ops.batch_norm_inference, ops.batch_norm_inference_vjp, {"eps": EPS}),
@@ -115,10 +128,10 @@ def arguments(name, dtype=jnp.float64, rows=3):
         (draw(C, seed=2, dtype=dtype), 1 + draw(C, seed=3, dtype=dtype) ** 2) if name == "inference" else ()
     )
     x = 2 + draw(rows, 3, C, dtype=dtype)
-    return x, *statistics, *(draw(*shape, seed=s, dtype=dtype) for s in (4, 5))
+    return x, *statistics, *(draw(*shape, seed=s, dtype=dtype) for s in ((4,) if name == "rms" else (4, 5)))
 
 
-@pytest.mark.parametrize("name", ["layer", "group", "batch"])
+@pytest.mark.parametrize("name", ["layer", "rms", "group", "batch"])
 def test_four_roads(x64, name):
     op, op_vjp, options = OPS[name]
     args = arguments(name)
@@ -141,6 +154,8 @@ def test_values_against_numpy(x64):
     columns = (x - x.mean((0, 1))[None, None]) / np.sqrt(x.var((0, 1)) + EPS)[None, None]
     expected = columns * scale[None, None] + bias[None, None], x.mean((0, 1)), x.var((0, 1))
     close(ops.batch_norm(*map(jnp.asarray, (x, scale, bias)), eps=EPS), expected)
+    squares = (x**2).mean(-1, keepdims=True)
+    close(ops.rms_norm(*map(jnp.asarray, (x, scale)), eps=EPS), x / np.sqrt(squares + EPS) * scale[None, None])
     instance = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + EPS)
     close(ops.group_norm(jnp.asarray(x), groups=C, eps=EPS), instance)
 
@@ -168,6 +183,7 @@ def test_transformations_and_second_order(x64, name):
         "batch": lambda x, *rest: batch.reference(EPS, x, *rest),
         "inference": lambda x, *rest: batch.inference_reference(EPS, x, *rest),
         "group": lambda *a: normalization.reference(normalization._group(*a, 2, EPS), *a),
+        "rms": lambda *a: normalization.reference(normalization._layer(*a, None, -1, EPS, "rms_norm"), *a, None),
     }
     axis = options.get("axis", -1)
     plain = references.get(name, lambda *a: normalization.reference(normalization._layer(*a, axis, EPS), *a))
@@ -238,6 +254,8 @@ def test_nan_and_infinity_spoil_their_own_mean_alone(value):
     bad = np.isnan(ops.layer_norm(x))
     assert bad[1, 0].all()
     assert bad.sum() == C
+    assert not np.isfinite(np.asarray(ops.rms_norm(x))[1, 0, 2])
+    assert np.isfinite(np.delete(np.asarray(ops.rms_norm(x)).reshape(6, C), 2, 0)).all()
     assert np.isnan(ops.group_norm(x, groups=2)).sum() == 4
     y, mean, variance = ops.batch_norm(x)
     assert np.isnan(y).sum() == 6
@@ -267,6 +285,10 @@ X, S = jnp.ones((2, 3, 4)), jnp.ones(4)
         (
             lambda: normalization._layer(X, S, S.astype("bfloat16"), -1, EPS),
             "a bias (4,) of float32 for x (2, 3, 4); got (4,) of bfloat16",
+        ),
+        (
+            lambda: normalization._layer(X, X[0], None, -1, EPS, "rms_norm"),
+            "rms_norm needs a scale (4,) of float32 for x (2, 3, 4); got (3, 4) of float32",
         ),
         (lambda: normalization._layer(X, S, S, -1, -1.0), "layer_norm needs eps ≥ 0; got -1.0"),
         (

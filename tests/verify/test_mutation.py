@@ -408,7 +408,7 @@ def test_every_backward_of_our_own_is_a_target():
     named = {function.__name__ for function in activations._NAMES.values()}
     named |= {name for name, value in vars(losses).items() if callable(value) and hasattr(value, "derivative")}
     assert named <= set(targets)
-    # A residual is a parallel, flatten a reshape, two normalisations are one; `trainable` is a mask.
+    # A residual is a parallel, flatten a reshape, three normalisations are one; `trainable` is a mask.
     made = {name for name, value in vars(layers).items() if callable(value) and not inspect.isclass(value)}
-    assert made - {"residual", "flatten", "layer_norm", "group_norm", "trainable"} <= set(targets)
+    assert made - {"residual", "flatten", "layer_norm", "rms_norm", "group_norm", "trainable"} <= set(targets)
     assert {"jaxnet.layers.combinators._repeat_pullback", "jaxnet.layers.dropout.dropout._pullback"} <= functions
