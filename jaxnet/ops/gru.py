@@ -115,6 +115,8 @@ def gru_step(
 ) -> Float[Array, "B H"]:
     """h after one step from the h of `state`: `gru` of a sequence of one, for steps that come one at a time.
 
+    In half precision h is rounded at each step, where `gru` of the whole sequence rounds at the end.
+
     Raises:
         ValueError: as `gru`.
     """

@@ -103,6 +103,8 @@ def lstm_step(
 ) -> Pair:
     """(h, c) after one step from `state`: `lstm` of a sequence of one, for steps that come one at a time.
 
+    In half precision (h, c) is rounded at each step, where `lstm` of the whole sequence rounds at the end.
+
     Raises:
         ValueError: as `lstm`.
     """

@@ -100,6 +100,8 @@ def rnn_step(
 ) -> Float[Array, "B H"]:
     """h after one step from the h of `state`: `rnn` of a sequence of one, for steps that come one at a time.
 
+    In half precision h is rounded at each step, where `rnn` of the whole sequence rounds at the end.
+
     Raises:
         ValueError: as `rnn`.
     """
