@@ -16,7 +16,7 @@ Sequences = Sequence[Any]  # each of them a list or an array (t, …)
 Padded = tuple[np.ndarray, np.ndarray]
 
 
-def padded(sequences: Sequences, length: int | None = None, value: float = 0) -> Padded:
+def padded(sequences: Sequences, length: int | None = None, value: int | float = 0) -> Padded:
     """Returns the sequences as one array (n, length, …), filled up with `value`, and their lengths (n,), int32.
 
     Args:
@@ -32,16 +32,12 @@ def padded(sequences: Sequences, length: int | None = None, value: float = 0) ->
         >>> data.padded([[5, 6, 7], [8]])
         (array([[5, 6, 7], [8, 0, 0]], dtype=int32), array([3, 1], dtype=int32))
     """
-    arrays = [_array(sequence) for sequence in sequences]
-    shapes = {a.shape[1:] for a in arrays if len(a)} or {a.shape[1:] for a in arrays}
-    if len(shapes) != 1 or any(a.ndim == 0 for a in arrays):
-        raise ValueError(f"padded needs sequences (t, …), equal but for t; got rows of shapes {sorted(shapes)}")
+    arrays = _arrays(sequences)
     lengths = np.array([len(a) for a in arrays], np.int32)
     length = int(lengths.max()) if length is None else length
     if lengths.max() > length:
         raise ValueError(f"padded to length={length} would cut a sequence of {lengths.max()}; cut it before")
-    dtype = np.result_type(*({a.dtype for a in arrays if len(a)} or {a.dtype for a in arrays}))
-    array = np.full((len(arrays), length, *shapes.pop()), value, dtype)
+    array = np.full((len(arrays), length, *arrays[0].shape[1:]), value, arrays[0].dtype)
     for row, sequence in zip(array, arrays, strict=True):
         row[: len(sequence)] = sequence
     return array, lengths
@@ -57,7 +53,7 @@ class Bucketed(Batches):
         *,
         key: Array | None,
         boundaries: int | Sequence[int],
-        value: float,
+        value: int | float,
         arrange: Callable[..., Batch] | None,
         drop_last: bool,
         prefetch: int,
@@ -126,7 +122,7 @@ def bucketed(
     *,
     key: Array | None = None,
     boundaries: int | Sequence[int] = 8,
-    value: float = 0,
+    value: int | float = 0,
     arrange: Callable[..., Batch] | None = None,
     drop_last: bool = False,
     prefetch: int = 2,
@@ -213,22 +209,33 @@ def next_tokens(ids: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     return ids[:end].reshape(-1, length), ids[1 : end + 1].reshape(-1, length)
 
 
-def _array(sequence: Any) -> np.ndarray:
-    """An array as it is; of a list whole numbers as int32, others as float32."""
-    if isinstance(sequence, np.ndarray | Array):
-        return np.asarray(sequence)
-    array = np.asarray(sequence)
-    return array.astype(
-        np.int32 if array.dtype.kind in "iu" else np.float32 if array.dtype.kind == "f" else array.dtype
-    )
+def _arrays(sequences: Sequences) -> list[np.ndarray]:
+    """The sequences as arrays of one dtype and, but for their length, one shape."""
+    arrays = [np.asarray(sequence) for sequence in sequences]
+    if any(a.ndim == 0 for a in arrays):
+        raise ValueError("padded needs sequences (t, …); got a single number among them")
+    some = [a for a in arrays if len(a)] or arrays  # an empty list has no dtype and no shape of its own
+    shapes = {a.shape[1:] for a in some}
+    if len(shapes) != 1:
+        raise ValueError(f"padded needs sequences (t, …), equal but for t; got steps of shapes {sorted(shapes)}")
+    dtype, shape = np.result_type(*{a.dtype for a in some}), shapes.pop()
+    dtype = dtype if any(isinstance(s, np.ndarray | Array) for s in sequences) else _narrow(dtype)
+    return [a.astype(dtype, copy=False).reshape(len(a), *shape) for a in arrays]
+
+
+def _narrow(dtype: np.dtype) -> np.dtype:
+    """Of Python's numbers: int32 and float32, as JAX has them."""
+    return np.dtype({"i": np.int32, "f": np.float32}.get(dtype.kind, dtype))
 
 
 def _column(column: Any) -> list[np.ndarray] | np.ndarray:
     """Sequences as a list of arrays, numbers as one."""
     if isinstance(column, np.ndarray | Array) and column.dtype != object:
         return np.asarray(column)
-    arrays = [_array(item) for item in column]
-    return np.stack(arrays) if arrays and all(a.ndim == 0 for a in arrays) else arrays
+    if len(column) and all(np.ndim(item) == 0 for item in column):
+        numbers = np.asarray(list(column))
+        return numbers.astype(_narrow(numbers.dtype))
+    return _arrays(column) if len(column) else []
 
 
 def _boundaries(lengths: np.ndarray, boundaries: int | Sequence[int]) -> np.ndarray:
