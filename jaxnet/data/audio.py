@@ -147,7 +147,7 @@ def log_mel(
         )
     size = 1 << (width - 1).bit_length()  # of the DFT
     bank = _mel_filters(rate, size, filters, low, high)
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
     starts = np.arange(0, x.shape[-1] - width + 1, step)
     parts = x.astype(dtype)[..., starts[:, None] + np.arange(width)]  # (…, F, width)
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(width) / width)

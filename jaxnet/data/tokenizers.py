@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -46,8 +46,8 @@ class CharacterTokenizer:
             if self.unknown is None:
                 first = int(others.argmax())
                 raise ValueError(
-                    f"character {first} of the text, {text[first]!r}, is not one of the {len(self.characters)} known "
-                    "ones; make the tokenizer of a text that has it, or with unknown=True"
+                    f"character {first} of the text, {text[first]!r}, is not one of the {len(self.characters)} "
+                    "known ones; make the tokenizer of a text that has it, or with unknown=True"
                 )
             ids[others] = self.unknown
         return ids.astype(np.int32)
@@ -68,7 +68,7 @@ class CharacterTokenizer:
         Path(path).write_text(json.dumps(content), encoding="utf-8")
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> "CharacterTokenizer":
         """Reads what `save` wrote.
 
         Raises:
@@ -108,7 +108,7 @@ class BytePairTokenizer:
         self._tokenizer = tokenizer
 
     @classmethod
-    def train(cls, sentences: Iterable[str], size: int, *, least: int = 2) -> Self:
+    def train(cls, sentences: Iterable[str], size: int, *, least: int = 2) -> "BytePairTokenizer":
         """Learns the parts from sentences.
 
         Args:
@@ -167,7 +167,7 @@ class BytePairTokenizer:
         Path(path).write_text(self._tokenizer.to_str(), encoding="utf-8")
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> "BytePairTokenizer":
         """Reads what `save` wrote.
 
         Raises:
