@@ -2,8 +2,8 @@
 
 from jaxnet.data import augment as augment
 from jaxnet.data.audio import Recordings as Recordings
-from jaxnet.data.audio import frames as frames
 from jaxnet.data.audio import log_mel as log_mel
+from jaxnet.data.audio import mel_frames as mel_frames
 from jaxnet.data.audio import spoken_digits as spoken_digits
 from jaxnet.data.batches import Batches as Batches
 from jaxnet.data.batches import batches as batches
@@ -22,6 +22,7 @@ from jaxnet.data.images import Detection as Detection
 from jaxnet.data.images import blood_cells as blood_cells
 from jaxnet.data.images import cifar10 as cifar10
 from jaxnet.data.images import faces as faces
+from jaxnet.data.sequences import Bucketed as Bucketed
 from jaxnet.data.sequences import bucketed as bucketed
 from jaxnet.data.sequences import next_tokens as next_tokens
 from jaxnet.data.sequences import padded as padded

@@ -90,7 +90,7 @@ def _samples(name: str, content: bytes, rate: int) -> np.ndarray:
     return np.frombuffer(raw, "<i2").astype(np.float32) / 32768
 
 
-def frames(
+def mel_frames(
     length: np.ndarray | Array | int, *, rate: int = 8000, window: float = 0.025, hop: float = 0.01
 ) -> Array:
     """How many frames `log_mel` makes of `length` samples, int32: ⌊(T − window) / hop⌋ + 1, or 0."""
@@ -114,10 +114,10 @@ def log_mel(
 
         S_f = |DFT(hann · x_f)|²,   y_f = log(max(B S_f, floor))
 
-    x_f are `window` seconds of x from f · `hop` on, filled up with 0 to a power of two; F is `frames(T)`. The rows
-    of B are triangles between neighbours of M + 2 frequencies that lie evenly on the mel scale,
+    x_f are `window` seconds of x from f · `hop` on, filled up with 0 to a power of two; F is `mel_frames(T)`. The
+    rows of B are triangles between neighbours of M + 2 frequencies that lie evenly on the mel scale,
     mel(ν) = 2595 log₁₀(1 + ν / 700), from `low` to `high`. A frame depends on the samples in it alone: the first
-    `frames(length)` of a padded recording are those of the recording.
+    `mel_frames(length)` of a padded recording are those of the recording.
 
     Args:
         x: samples, real, (…, T) with T of at least one window.

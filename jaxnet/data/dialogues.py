@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import yaml
 
-from jaxnet.data.archive import find, lines, members, text
+from jaxnet.data.archive import find, lines, members, text, unzipped
 
 Dialogue = list[str]
 
@@ -52,7 +52,7 @@ def daily_dialog(folder: str | Path | None = None, *, drop_known: bool = True) -
 
 def _spoken(path: Path, split: str) -> list[Dialogue]:
     try:
-        with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
+        with zipfile.ZipFile(io.BytesIO(unzipped(path))) as archive:
             content = archive.read(f"{split}/dialogues_{split}.txt")
     except (zipfile.BadZipFile, KeyError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is a damaged archive: {error}") from error

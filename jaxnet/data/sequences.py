@@ -44,7 +44,7 @@ def padded(sequences: Sequences, length: int | None = None, value: int | float =
 
 
 class Bucketed(Batches):
-    """Mini-batches of sequences of similar length; made by `bucketed`."""
+    """Mini-batches of sequences of similar length; made by `bucketed`. `boundaries` are the padded lengths."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ def bucketed(
     arrange: Callable[..., Batch] | None = None,
     drop_last: bool = False,
     prefetch: int = 2,
-) -> Batches:
+) -> Bucketed:
     """Returns mini-batches of sequences of similar length, with the methods and the guarantees of `batches`.
 
     Examples are shuffled, sorted by bucket, cut into batches, and the batches shuffled. Each batch is padded to

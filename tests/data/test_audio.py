@@ -154,7 +154,7 @@ def test_log_mel_is_its_formula(options):
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
     frames = {name: value for name, value in options.items() if name in ("window", "hop")}
-    assert wanted.shape[1] == data.frames(1000, **frames)
+    assert wanted.shape[1] == data.mel_frames(1000, **frames)
 
 
 def test_log_mel_in_float64(x64):
@@ -173,7 +173,7 @@ def test_a_tone_lights_its_filter():
 def test_frames_of_a_padded_recording_are_those_of_the_recording():
     sounds = [np.random.default_rng(t).normal(size=t).astype(np.float32) for t in (200, 279, 280, 281, 900, 100)]
     x, lengths = data.padded(sounds)
-    spectrum, counts = data.log_mel(jnp.asarray(x)), data.frames(lengths)
+    spectrum, counts = data.log_mel(jnp.asarray(x)), data.mel_frames(lengths)
     np.testing.assert_array_equal(counts, [1, 1, 2, 2, 9, 0])
     for one, count, row in zip(sounds[:5], counts, spectrum, strict=False):
         np.testing.assert_allclose(row[:count], data.log_mel(jnp.asarray(one)), rtol=1e-5, atol=1e-5)

@@ -173,22 +173,30 @@ def test_what_cannot_be_bucketed(columns, options, message):
         data.bucketed(columns, **({"batch_size": 5} | options))
 
 
-def test_a_run_on_buckets_resumes_to_the_same_bits(tmp_path):
-    """`fit` on them: a step of a mean over time, so that each length is a program of its own."""
-    sounds = [np.float32(np.random.default_rng(t).normal(size=(t + 1, 3))) for t in LENGTHS[:12]]
-    batches = data.bucketed(
-        (sounds, LABELS[:12] % 2), 4, key=KEY, boundaries=2, arrange=lambda x, y: (x[0].sum(1), y)
-    )
+@pytest.mark.parametrize("steps", [None, 2])
+def test_a_run_stopped_within_an_epoch_resumes_to_the_same_bits(steps, tmp_path):
+    sounds = [np.float32(np.random.default_rng(t).normal(size=(t + 1, 3))) for t in LENGTHS[:16]]
     net, optimizer = layers.dense(2), optax.sgd(0.1)
-    step = train.make_step(net, losses.cross_entropy, optimizer)
+    step = train.make_step(net, losses.cross_entropy, optimizer, steps=steps)
 
-    def start():
-        return train.init(net, optimizer, KEY, np.ones((1, 3), np.float32))
+    def fit(epochs, run, made=99, **options):
+        """On batches of which no more than `made` can be had."""
+        left = iter(range(made))
 
-    straight = train.fit(start(), step, batches, epochs=2, progress=False)
-    half = train.fit(start(), step, batches, epochs=1, run=tmp_path / "run", progress=False)
-    assert int(half.step) == 3
-    resumed = train.fit(start(), step, batches, epochs=2, run=tmp_path / "run", resume=True, progress=False)
+        def mean(sound, label):
+            assert next(left, None) is not None, "no more"
+            return sound[0].sum(1) / np.float32(20), label
+
+        batches = data.bucketed((sounds, LABELS[:16] % 2), 3, key=KEY, boundaries=2, arrange=mean, prefetch=0)
+        state = train.init(net, optimizer, KEY, np.ones((1, 3), np.float32))
+        options = {"progress": False, "checkpoint_every": 4} | options
+        return train.fit(state, step, batches, epochs=epochs, run=run, **options)
+
+    straight = fit(2, None)
+    with pytest.raises(AssertionError, match="no more"):
+        fit(2, tmp_path / "stopped", made=9)  # of 12
+    resumed = fit(2, tmp_path / "stopped", made=6, resume=True)
+    assert int(straight.step) == int(resumed.step) == 12
     jax.tree.map(np.testing.assert_array_equal, straight.params, resumed.params)
 
 
