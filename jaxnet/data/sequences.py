@@ -72,7 +72,7 @@ class Bucketed(Batches):
     def _order(self, epoch: int) -> np.ndarray:
         rows = super()._order(epoch)[: self._length * self.batch_size]  # what drop_last leaves out is any example
         bucket = np.searchsorted(self.boundaries, self._lengths[rows])
-        rows = rows[np.argsort(bucket, kind="stable")]  # so that a batch lies in one bucket, or two neighbours
+        rows = rows[np.argsort(bucket, kind="stable")]  # neighbours make a batch
         if self._key is None:
             return rows
         full = len(rows) // self.batch_size * self.batch_size
@@ -131,7 +131,8 @@ def bucketed(
 
     Examples are shuffled, sorted by bucket, cut into batches, and the batches shuffled. Each batch is padded to
     the boundary of its longest sequence, so that a jitted step compiles once for each boundary, and once more for
-    a last, partial batch, which comes at the end.
+    a last, partial batch, which comes at the end. In `epoch(…, group=k)`, k batches come at once where the next k
+    have one shape; else they come one by one.
 
     Args:
         columns: sequences (t, …), or a tuple of equally many of them and of targets, such as
