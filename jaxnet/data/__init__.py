@@ -1,6 +1,10 @@
-"""Data sets in their standard formats, and mini-batches."""
+"""Data sets in their standard formats, tokenizers, and mini-batches."""
 
 from jaxnet.data import augment as augment
+from jaxnet.data.audio import Recordings as Recordings
+from jaxnet.data.audio import log_mel as log_mel
+from jaxnet.data.audio import mel_frames as mel_frames
+from jaxnet.data.audio import spoken_digits as spoken_digits
 from jaxnet.data.batches import Batches as Batches
 from jaxnet.data.batches import batches as batches
 from jaxnet.data.datasets import Dataset as Dataset
@@ -8,11 +12,31 @@ from jaxnet.data.datasets import breast_cancer as breast_cancer
 from jaxnet.data.datasets import diabetes as diabetes
 from jaxnet.data.datasets import digits as digits
 from jaxnet.data.datasets import mnist as mnist
+from jaxnet.data.dialogues import Dialogues as Dialogues
+from jaxnet.data.dialogues import chatterbot as chatterbot
+from jaxnet.data.dialogues import daily_dialog as daily_dialog
+from jaxnet.data.dialogues import replies as replies
 from jaxnet.data.idx import idx as idx
 from jaxnet.data.images import Boxes as Boxes
 from jaxnet.data.images import Detection as Detection
 from jaxnet.data.images import blood_cells as blood_cells
 from jaxnet.data.images import cifar10 as cifar10
 from jaxnet.data.images import faces as faces
+from jaxnet.data.sequences import Bucketed as Bucketed
+from jaxnet.data.sequences import bucketed as bucketed
+from jaxnet.data.sequences import next_tokens as next_tokens
+from jaxnet.data.sequences import padded as padded
+from jaxnet.data.sequences import windows as windows
+from jaxnet.data.series import Forecast as Forecast
 from jaxnet.data.series import Series as Series
+from jaxnet.data.series import ett as ett
 from jaxnet.data.series import nab as nab
+from jaxnet.data.texts import Sentences as Sentences
+from jaxnet.data.texts import Text as Text
+from jaxnet.data.texts import Translations as Translations
+from jaxnet.data.texts import characters as characters
+from jaxnet.data.texts import multi30k as multi30k
+from jaxnet.data.texts import shakespeare as shakespeare
+from jaxnet.data.texts import sst2 as sst2
+from jaxnet.data.tokenizers import BytePairTokenizer as BytePairTokenizer
+from jaxnet.data.tokenizers import CharacterTokenizer as CharacterTokenizer

@@ -1,5 +1,6 @@
-"""Files of a data set, from a folder or a tar archive, and the decoding of images."""
+"""Files of a data set, from a folder or a tar archive, and the decoding of texts and images."""
 
+import gzip
 import io
 import os
 import tarfile
@@ -28,6 +29,59 @@ def root_of(folder: str | Path | None, name: str, what: str, source: str) -> Pat
     if not root.is_dir():
         raise FileNotFoundError(f"the data folder {root} isn't there (--data DIR or JAXNET_DATA)")
     return root
+
+
+def find(folder: str | Path | None, name: str, files: list[str], source: str) -> list[Path]:
+    """Returns the path of each file, plain or with `.gz`, in the folder or its subfolder `name`.
+
+    Raises:
+        FileNotFoundError: if one isn't there; the message names it and the public source.
+    """
+    root = root_of(folder, name, f"{', '.join(files)} (or .gz)", source)
+    found = []
+    for file in files:
+        places = [place / (file + end) for place in (root, root / name) for end in ("", ".gz")]
+        path = next((place for place in places if place.is_file()), None)
+        if path is None:
+            raise FileNotFoundError(
+                f"{root} has no {file} or {file}.gz, nor has {root / name}; get it from {source}"
+            )
+        found.append(path)
+    return found
+
+
+def unzipped(path: Path) -> bytes:
+    """The content of a file, gzipped or not.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged; the message names it.
+    """
+    raw = path.read_bytes()
+    if raw[:2] != b"\x1f\x8b":
+        return raw
+    try:
+        return gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is a damaged gzip file: {error}") from error
+
+
+def text(name: str | Path, content: bytes) -> str:
+    """The characters of a file in UTF-8.
+
+    Raises:
+        ValueError: if it is in another encoding or damaged; the message names it and the place.
+    """
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not a text in UTF-8: byte {error.start} is {error.reason}") from error
+
+
+def lines(name: str | Path, content: bytes) -> list[str]:
+    """The lines of a file in UTF-8, without the blanks around them; only a line feed ends a line."""
+    found = text(name, content).split("\n")  # str.splitlines also splits at U+0085 or U+2028, inside a sentence
+    return [line.strip() for line in (found if found[-1] else found[:-1])]
 
 
 Files = Iterator[tuple[str, bytes]]  # name and content

@@ -58,15 +58,10 @@ class Batches:
         return self._gathered(self._order(epoch), start, group)
 
     def _gathered(self, order: np.ndarray, start: int, group: int | None) -> Iterator[Batch]:
-        full = min(self._length, self.examples // self.batch_size)
-        spans = [(i, min(i + (group or 1), full)) for i in range(start, full, group or 1)]
-        spans += [(full, self._length)] if start < self._length > full else []
-
         def gather(span: tuple[int, int]) -> Batch:
-            rows = order[span[0] * self.batch_size : span[1] * self.batch_size]
-            shape = (-1, min(self.batch_size, len(rows))) if group else (-1,)
-            return jax.tree.map(lambda a: jax.device_put(a[rows].reshape(*shape, *a.shape[1:])), self._arrays)
+            return self._gather(order[span[0] * self.batch_size : span[1] * self.batch_size], group is not None)
 
+        spans = self._spans(order, start, group)
         if not self.prefetch:
             yield from map(gather, spans)
             return
@@ -78,6 +73,17 @@ class Batches:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+
+    def _spans(self, order: np.ndarray, start: int, group: int | None) -> list[tuple[int, int]]:
+        """The batches, from one number to before another, that come at once."""
+        full = min(self._length, self.examples // self.batch_size)
+        spans = [(i, min(i + (group or 1), full)) for i in range(start, full, group or 1)]
+        return spans + ([(full, self._length)] if start < self._length > full else [])
+
+    def _gather(self, rows: np.ndarray, grouped: bool) -> Batch:
+        """The examples of a batch, or of a group of batches along a new first axis."""
+        shape = (-1, min(self.batch_size, len(rows))) if grouped else (-1,)
+        return jax.tree.map(lambda a: jax.device_put(a[rows].reshape(*shape, *a.shape[1:])), self._arrays)
 
     def _order(self, epoch: int) -> np.ndarray:
         if self._key is None:

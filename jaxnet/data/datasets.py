@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxnet.data.archive import root_of
+from jaxnet.data.archive import find
 from jaxnet.data.idx import idx
 
 
@@ -65,7 +65,7 @@ def mnist(folder: str | Path | None = None, *, flat: bool = True) -> Dataset:
         ValueError: if a file is damaged, or images and labels don't belong together.
     """
     names = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
-    files = _find(folder, "mnist", names, "https://ossci-datasets.s3.amazonaws.com/mnist/")
+    files = find(folder, "mnist", names, "https://ossci-datasets.s3.amazonaws.com/mnist/")
     train_x, train_y, test_x, test_y = map(idx, files)
     for x, y, path in ((train_x, train_y, files[1]), (test_x, test_y, files[3])):
         if x.ndim != 3 or y.shape != x.shape[:1] or y.max(initial=0) > 9:
@@ -76,21 +76,6 @@ def mnist(folder: str | Path | None = None, *, flat: bool = True) -> Dataset:
 
     train, test = (scaled(train_x), train_y.astype(np.int32)), (scaled(test_x), test_y.astype(np.int32))
     return Dataset("MNIST", train, test, tuple("0123456789"), "LeCun, Cortes and Burges, 1998")
-
-
-def _find(folder: str | Path | None, name: str, files: list[str], source: str) -> list[Path]:
-    """Returns the path of each file, plain or with `.gz`, in the folder or its subfolder `name`."""
-    root = root_of(folder, name, f"{', '.join(files)} (or .gz)", source)
-    found = []
-    for file in files:
-        places = [place / (file + end) for place in (root, root / name) for end in ("", ".gz")]
-        path = next((place for place in places if place.is_file()), None)
-        if path is None:
-            raise FileNotFoundError(
-                f"{root} has no {file} or {file}.gz, nor has {root / name}; get it from {source}"
-            )
-        found.append(path)
-    return found
 
 
 def _split(name: str, x: np.ndarray, y: np.ndarray, classes: tuple[str, ...], source: str, seed: int) -> Dataset:

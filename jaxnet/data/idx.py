@@ -4,13 +4,13 @@ Big-endian: two zero bytes, a byte for the dtype, a byte for the number of dimen
 uint32, the values in C order. (LeCun, Cortes and Burges, 1998).
 """
 
-import gzip
 import math
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
+
+from jaxnet.data.archive import unzipped
 
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
@@ -23,12 +23,7 @@ def idx(path: str | Path) -> np.ndarray:
         ValueError: if it is damaged, cut short or not IDX; the message names the file.
     """
     path = Path(path)
-    raw = path.read_bytes()
-    if raw[:2] == b"\x1f\x8b":
-        try:
-            raw = gzip.decompress(raw)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is a damaged gzip file: {error}") from error
+    raw = unzipped(path)
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _DTYPES:
         raise ValueError(f"{path} is not an IDX file: it begins with {raw[:4].hex() or 'nothing'}")
     dtype, rank = np.dtype(_DTYPES[raw[2]]), raw[3]

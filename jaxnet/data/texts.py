@@ -1,0 +1,139 @@
+"""Texts: one long one, sentences with a class, sentences with their translation."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxnet.data.archive import find, lines, text, unzipped
+
+
+class Text(NamedTuple):
+    """One long text; the last part of it is for the validation."""
+
+    name: str
+    train: str
+    validation: str
+    source: str
+
+
+class Sentences(NamedTuple):
+    """Sentences, each with the number of its class, int32 (n,)."""
+
+    name: str
+    train: tuple[list[str], np.ndarray]
+    validation: tuple[list[str], np.ndarray]
+    test: tuple[list[str], np.ndarray]
+    classes: tuple[str, ...]
+    source: str
+
+
+class Translations(NamedTuple):
+    """Sentences in one language and the same in another, in this order, with the names of both."""
+
+    name: str
+    train: tuple[list[str], list[str]]
+    validation: tuple[list[str], list[str]]
+    test: tuple[list[str], list[str]]
+    languages: tuple[str, str]
+    source: str
+
+
+def characters(path: str | Path, *, share: float = 0.9) -> Text:
+    """Any text file in UTF-8, gzipped or not: its first `share` to train on, the rest for the validation.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged, not UTF-8 or too short for two parts, or `share` isn't between 0 and 1.
+    """
+    path = Path(path).expanduser()
+    if not 0 < share < 1:
+        raise ValueError(f"characters needs a share between 0 and 1; got {share}")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no text file {path}")
+    whole = text(path, unzipped(path))
+    end = int(share * len(whole))
+    if not 0 < end < len(whole):
+        raise ValueError(f"{path} has {len(whole)} characters, too few for two parts")
+    return Text(path.name, whole[:end], whole[end:], str(path))
+
+
+def shakespeare(folder: str | Path | None = None) -> Text:
+    """Tiny Shakespeare, 1,115,394 characters of his plays; the last tenth is for the validation.
+
+    Reads `input.txt` from `folder` or its subfolder `shakespeare`.
+
+    Raises:
+        FileNotFoundError: if it isn't there; the message has the public source.
+        ValueError: if it is damaged.
+
+    Reference: Karpathy, "The unreasonable effectiveness of recurrent neural networks" (2015).
+    """
+    source = "https://github.com/karpathy/char-rnn (data/tinyshakespeare/input.txt)"
+    (path,) = find(folder, "shakespeare", ["input.txt"], source)
+    return characters(path)._replace(name="Tiny Shakespeare", source="Shakespeare; Karpathy, char-rnn, 2015")
+
+
+def multi30k(folder: str | Path | None = None, source: str = "en", target: str = "de") -> Translations:
+    """Multi30K: 29,000 sentences on pictures in two languages, 1,014 for the validation, 1,000 as test.
+
+    Reads `train`, `val` and `test_2016_flickr`, each with the languages as endings (`train.en`, gzipped or not),
+    from `folder` or its subfolder `multi30k`.
+
+    Args:
+        folder: where they lie.
+        source: the language to translate from: "en", "de", "fr" or "cs".
+        target: the one to translate into.
+
+    Raises:
+        FileNotFoundError: if a file isn't there; the message has the public source.
+        ValueError: if one is damaged, both aren't of the same length, or the languages are one.
+
+    Reference: Elliott et al., "Multi30K: multilingual English-German image descriptions" (2016).
+    """
+    if source == target:
+        raise ValueError(f"multi30k translates from one language into another; got {source!r} for both")
+    public = "https://github.com/multi30k/dataset (data/task1/raw)"
+    names = [f"{part}.{end}" for part in ("train", "val", "test_2016_flickr") for end in (source, target)]
+    paths = find(folder, "multi30k", names, public)
+    found = [lines(path, unzipped(path)) for path in paths]
+    for i in range(0, len(found), 2):
+        if len(found[i]) != len(found[i + 1]) or not found[i]:
+            raise ValueError(
+                f"{paths[i]} and {paths[i + 1].name} aren't translations of each other: {len(found[i])} and "
+                f"{len(found[i + 1])} sentences"
+            )
+    train, validation, test = zip(found[::2], found[1::2], strict=True)
+    return Translations("Multi30K", train, validation, test, (source, target), "Elliott et al., 2016")
+
+
+def sst2(folder: str | Path | None = None) -> Sentences:
+    """SST-2: whole sentences of film reviews, 6,920 to train on, 872 and 1,821; negative 0, positive 1.
+
+    Reads `train.tsv`, `dev.tsv` and `test.tsv`, lines of a sentence, a tabulator and 0 or 1, from `folder` or its
+    subfolder `sst2`. The GLUE benchmark trains on 67,000 phrases instead: its results are others.
+
+    Raises:
+        FileNotFoundError: if a file isn't there; the message has the public source.
+        ValueError: if one is damaged; the message names it and the line.
+
+    Reference: Socher et al., "Recursive deep models for semantic compositionality over a sentiment treebank"
+    (2013).
+    """
+    source = "https://github.com/clairett/pytorch-sentiment-classification (data/SST2)"
+    paths = find(folder, "sst2", ["train.tsv", "dev.tsv", "test.tsv"], source)
+    train, validation, test = map(_labelled, paths)
+    return Sentences("SST-2", train, validation, test, ("negative", "positive"), "Socher et al., 2013")
+
+
+def _labelled(path: Path) -> tuple[list[str], np.ndarray]:
+    sentences, labels = [], []
+    for number, line in enumerate(lines(path, unzipped(path)), 1):
+        sentence, _, label = line.rpartition("\t")
+        if label not in ("0", "1") or not sentence:
+            raise ValueError(f"{path}, line {number}: not a sentence, a tabulator and 0 or 1, but {line[:60]!r}")
+        sentences.append(sentence)
+        labels.append(int(label))
+    if not sentences:
+        raise ValueError(f"{path} is empty")
+    return sentences, np.array(labels, np.int32)
