@@ -110,7 +110,8 @@ def attention(
     def init(key: Array, x: Any) -> Params:
         x, m, _ = inputs.apart(x)
         if any(len(a.shape) != 3 or not jnp.issubdtype(a.dtype, jnp.floating) for a in (x, m)):
-            raise ValueError(f"attention needs floating-point x (B, T, E) and memory (B, S, M); got {x} and {m}")
+            got = " and ".join(f"{a.dtype} {a.shape}" for a in ((x, m) if memory else (x,)))
+            raise ValueError(f"attention needs a floating-point x (B, T, E) and memory (B, S, M); got {got}")
         e = x.shape[-1]
         if head_features is None and e % heads:
             raise ValueError(

@@ -7,11 +7,12 @@ Axes: … those of the ids · V rows of the table · E features.
 The gradient is a segment sum: the rows of dy that have one id are added.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 from jaxtyping import Float, Integer
 
@@ -67,20 +68,20 @@ def reference(ids: Array, table: Array) -> Array:
 
 
 def forward(ids: Array, table: Array) -> tuple[Array, Residuals]:
-    """y = W[ids]."""
-    return table.at[_row(ids, table)].get(mode="fill", fill_value=jnp.nan), Residuals(ids, table)
+    """y = W[ids], NaN where there is no such row: a negative id doesn't count from the end."""
+    rows, features = jax.typeof(ids).sharding, jax.typeof(table).sharding
+    sharding = NamedSharding(rows.mesh, PartitionSpec(*rows.spec, features.spec[1]))
+    options: dict[str, Any] = {"mode": "fill", "fill_value": jnp.nan, "wrap_negative_indices": False}
+    return table.at[wide(ids)].get(**options, out_sharding=sharding), Residuals(ids, table)
 
 
 def backward(residuals: Residuals, dy: Array) -> tuple[None, Array]:
     """dW_v = Σ_i [id_i = v] dy_i."""
     ids, table = residuals
     start = zeros(table, accumulation_dtype(table.dtype), ids, table, dy)
-    return None, like(start.at[_row(ids, table)].add(dy.astype(start.dtype), mode="drop"), table)
-
-
-def _row(ids: Array, table: Array) -> Array:
-    """A negative id counts as too large: it would count from the end."""
-    return jnp.where(wide(ids) < 0, len(table), wide(ids))
+    options: dict[str, Any] = {"mode": "drop", "wrap_negative_indices": False}
+    sharding = jax.typeof(table).sharding
+    return None, like(start.at[wide(ids)].add(dy.astype(start.dtype), **options, out_sharding=sharding), table)
 
 
 def _pullback(residuals: Residuals, dy: Array) -> Array:

@@ -54,16 +54,21 @@ def test_transformations_and_second_order(x64):
         return jnp.sin(f(ids, table)).sum()
 
     gradient = jax.grad(partial(loss, ops.embedding))
-    expected = jax.grad(partial(loss, op.reference))(table, IDS)
-    close(jax.jit(gradient)(table, IDS), expected)
-    close(jax.grad(jax.checkpoint(partial(loss, ops.embedding)))(table, IDS), expected)
-    close(jax.vmap(gradient, (None, 0))(table, IDS).sum(0), expected)
-    _, scanned = jax.lax.scan(lambda _, ids: (None, gradient(table, ids)), None, IDS)
-    close(scanned.sum(0), expected)
-    slopes = [
-        jax.grad(lambda table, f=f: (directions * jax.grad(partial(loss, f))(table, IDS)).sum())(table)
-        for f in (ops.embedding, op.reference)
-    ]
+
+    @jax.jit
+    def roads(table, ids):
+        _, scanned = jax.lax.scan(lambda _, ids: (None, gradient(table, ids)), None, ids)
+        slopes = [
+            jax.grad(lambda table, f=f: (directions * jax.grad(partial(loss, f))(table, ids)).sum())(table)
+            for f in (ops.embedding, op.reference)
+        ]
+        remat = jax.grad(jax.checkpoint(partial(loss, ops.embedding)))(table, ids)
+        mapped = jax.vmap(gradient, (None, 0))(table, ids)
+        expected = jax.grad(partial(loss, op.reference))(table, ids)
+        return expected, [gradient(table, ids), remat, mapped.sum(0), scanned.sum(0)], slopes
+
+    expected, found, slopes = roads(table, IDS)
+    close(found, [expected] * 4)
     close(*slopes)
     _, pullback = jax.jit(ops.embedding_vjp)(IDS, table)  # a pullback is a pytree: it leaves jit
     close(pullback(draw(2, 3, 4)), ops.embedding_vjp(IDS, table)[1](draw(2, 3, 4)))

@@ -23,14 +23,22 @@ def close(found, expected, rtol=1e-9, atol=1e-12):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=atol), found, expected)
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 3, 4), (1, 1, 1, 2), (2, 0, 3, 4), (0, 3, 1, 2), (1, 2, 1, 0)], ids=str)
-@pytest.mark.parametrize("offset", [0, 7, "each"])
+@pytest.mark.parametrize(
+    ("shape", "offset"),
+    [((2, 5, 3, 4), 7), ((2, 3, 1, 2), "each"), ((2, 0, 3, 4), 0), ((0, 3, 1, 2), 0), ((1, 2, 1, 0), 0)],
+    ids=str,
+)
 def test_backward_against_the_reference(x64, shape, offset):
     x, dy = draw(*shape), draw(*shape, seed=9)
     at = op._check(x, BASE, jnp.arange(shape[0]) if offset == "each" else offset)
-    expected, pullback = jax.vjp(lambda x: op.reference(BASE, x, at), x)
-    y, residuals = op.forward(BASE, x, at)
-    close((y, op.backward(BASE, residuals, dy)[0]), (expected, *pullback(dy)))
+
+    @jax.jit
+    def both(x, dy):
+        expected, pullback = jax.vjp(lambda x: op.reference(BASE, x, at), x)
+        y, residuals = op.forward(BASE, x, at)
+        return (y, op.backward(BASE, residuals, dy)[0]), (expected, *pullback(dy))
+
+    close(*both(x, dy))
 
 
 def test_four_roads(x64):
@@ -45,9 +53,9 @@ def test_four_roads(x64):
 def test_a_product_varies_with_the_distance_alone(x64):
     q, k = draw(1, 1, 1, 6), draw(1, 1, 1, 6, seed=1)
 
+    @jax.jit
     def product(t, s):
-        turned = ops.rotary(q, base=BASE, offset=t), ops.rotary(k, base=BASE, offset=jnp.array(s))
-        return float((turned[0] * turned[1]).sum())
+        return (ops.rotary(q, base=BASE, offset=t) * ops.rotary(k, base=BASE, offset=s)).sum()
 
     close([product(3, 1), product(9, 7)], [product(2, 0)] * 2)
     assert abs(product(3, 1) - product(3, 2)) > 1e-3
@@ -63,11 +71,16 @@ def test_transformations_and_second_order(x64):
 
     ours = partial(loss, partial(ops.rotary, base=BASE, offset=jnp.array([0, 2])))
     reference = partial(loss, lambda x: op.reference(BASE, x, jnp.array([0, 2])))
-    close(jax.jit(jax.grad(jax.checkpoint(ours)))(x), jax.grad(reference)(x))
     one = jax.grad(partial(loss, partial(ops.rotary, base=BASE)))
-    close(jax.vmap(one)(x[:, None]), jax.lax.scan(lambda _, x: (None, one(x)), None, x[:, None])[1])
-    slopes = [jax.grad(lambda x, f=f: (directions * jax.grad(f)(x)).sum())(x) for f in (ours, reference)]
-    close(*slopes)
+
+    @jax.jit
+    def roads(x):
+        several = jax.vmap(one)(x[:, None]), jax.lax.scan(lambda _, x: (None, one(x)), None, x[:, None])[1]
+        slopes = [jax.grad(lambda x, f=f: (directions * jax.grad(f)(x)).sum())(x) for f in (ours, reference)]
+        return (jax.grad(jax.checkpoint(ours))(x), jax.grad(reference)(x)), several, slopes
+
+    for found, expected in roads(x):
+        close(found, expected)
 
 
 def test_far_positions_in_half_precision():
