@@ -29,7 +29,7 @@ class Config(cli.RunOptions):
     discriminator_steps: int = option(1, "Updates of the discriminator for one of the generator.", POSITIVE)
     stages: tuple[int, ...] = option((16, 32), "Features of the convolutions, each of stride 2.")
     latent_size: int = option(64, "Random numbers that a digit is made from.", POSITIVE)
-    epochs: int = option(8, "Passes over the training data.", POSITIVE)
+    epochs: int = option(15, "Passes over the training data.", POSITIVE)
     batch_size: int = option(64, "Examples in a step.", POSITIVE)
     learning_rate: float = option(3e-4, "Step size of Adam, β₁ = 0.5.", FloatRange(min=0))
 
