@@ -227,7 +227,9 @@ def full():
     report.pictures("Photographs", random.random((2, 120, 160, 3)), ["one", "two"])
     report.worked_update(example((64, 32, 10), "tanh", "cross_entropy")[2]._replace(picture=images[0]))
     report.roc([0, 0.1, 1], [0, 0.9, 1], np.float32(0.9))
-    report.series("Series", [("<a>", images[0, 0], [[1, 2]], [1]), ("b", images[0, 0], [], [])], note="n < m")
+    foretold = np.stack([images[0, 0], np.where(np.arange(8) < 5, np.nan, 0.5)])
+    lines = [("<a>", images[0, 0], [[1, 2]], [1]), ("b", images[0, 0], [], []), ("c", foretold, [], [])]
+    report.series("Series", lines, note="n < m")
     report.scatter("Classes", [0, 1, 2, 3], [0, 0, 1, 1], "a", "b", classes=["x", "x", "<y>", "$z$"])
     report.scatter("Predicted", images[0, 0], images[0, 1], "true $x$", "predicted 預測 <b>", diagonal=True)
     report.table("Runs", [{"name": "a", "loss": 0.123456789}, {"name": "b", "steps": 12345}], note="Three seeds.")

@@ -133,17 +133,26 @@ class Report:
     def series(
         self, title: str, series: Sequence[tuple[str, ArrayLike, ArrayLike, ArrayLike]], note: str = ""
     ) -> None:
-        """Time series, a chart each: name, values, windows of indices (k, 2) to shade, indices to mark."""
+        """Time series, a chart each: name, values, windows of indices (k, 2) to shade, indices to mark.
+
+        Values (2, t) are two lines, such as what is true and what was foretold; where one is NaN it has a gap.
+        """
         figures = []
         for number, (name, values, windows, marks) in enumerate(series):
-            y, places = np.asarray(values, float), np.asarray(marks, int)
+            (y, *others), places = np.atleast_2d(np.asarray(values, float)), np.asarray(marks, int)
 
             def draw(
-                axes: Any, y: np.ndarray = y, windows: ArrayLike = windows, places: np.ndarray = places
+                axes: Any,
+                y: np.ndarray = y,
+                others: Sequence[np.ndarray] = others,
+                windows: ArrayLike = windows,
+                places: np.ndarray = places,
             ) -> None:
                 for first, last in np.asarray(windows, int).reshape(-1, 2):
                     axes.axvspan(first, last, color=TEST, alpha=0.25, lw=0)
                 axes.plot(*thin(np.arange(y.size), y), color=TRAIN, lw=0.9)
+                for other in others:
+                    axes.plot(*thin(np.arange(other.size), other), color=TEST, lw=1.2)
                 axes.plot(places, y[places], "o", color=TEST, ms=3, mew=0)
                 axes.margins(x=0.01)
 
