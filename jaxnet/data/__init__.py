@@ -24,6 +24,7 @@ from jaxnet.data.images import cifar10 as cifar10
 from jaxnet.data.images import faces as faces
 from jaxnet.data.sequences import Bucketed as Bucketed
 from jaxnet.data.sequences import bucketed as bucketed
+from jaxnet.data.sequences import excerpts as excerpts
 from jaxnet.data.sequences import next_tokens as next_tokens
 from jaxnet.data.sequences import padded as padded
 from jaxnet.data.sequences import windows as windows

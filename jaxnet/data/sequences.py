@@ -210,6 +210,52 @@ def next_tokens(ids: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     return ids[:end].reshape(-1, length), ids[1 : end + 1].reshape(-1, length)
 
 
+class Excerpts(Batches):
+    """Mini-batches of pieces from anywhere in a long text; made by `excerpts`."""
+
+    def __init__(
+        self, ids: np.ndarray, length: int, batch_size: int, *, steps: int, key: Array, prefetch: int
+    ) -> None:
+        """See `excerpts`."""
+        ids = np.asarray(ids)
+        if length < 1 or steps < 1 or ids.ndim != 1 or len(ids) <= length:
+            raise ValueError(
+                f"excerpts needs steps ≥ 1, 1 ≤ length < tokens (t,); got {steps}, {length} and shape {ids.shape}"
+            )
+        pieces = np.lib.stride_tricks.sliding_window_view(ids, length + 1)
+        super().__init__((pieces[:, :-1], pieces[:, 1:]), batch_size, key=key, drop_last=False, prefetch=prefetch)
+        self._starts, self._length, self.examples = len(pieces), steps, steps * batch_size
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.asarray(jax.random.randint(jax.random.fold_in(self._key, epoch), self.examples, 0, self._starts))
+
+
+def excerpts(
+    ids: np.ndarray, length: int, batch_size: int, *, steps: int, key: Array, prefetch: int = 2
+) -> Excerpts:
+    """Returns mini-batches (n, length) of tokens, and the token after each, from anywhere in a long text.
+
+    An epoch is `steps` batches, drawn anew for each from the key. No piece is copied before its batch.
+
+    Args:
+        ids: tokens (t,).
+        length: of a piece.
+        batch_size: pieces in a batch.
+        steps: batches in an epoch.
+        key: where the pieces begin.
+        prefetch: batches made ready ahead by a thread; 0 for none.
+
+    Raises:
+        ValueError: for a number out of range, or no more than `length` tokens.
+
+    Example:
+        >>> batches = data.excerpts(np.arange(100), 8, 4, steps=10, key=jax.random.key(0))
+        >>> [x.shape for x, y in batches][:2], len(batches)
+        ([(4, 8), (4, 8)], 10)
+    """
+    return Excerpts(ids, length, batch_size, steps=steps, key=key, prefetch=prefetch)
+
+
 def _arrays(sequences: Sequences) -> list[np.ndarray]:
     """The sequences as arrays of one dtype and, but for their length, one shape."""
     arrays = [np.asarray(sequence) for sequence in sequences]

@@ -228,3 +228,37 @@ def test_next_tokens():
 def test_windows_that_cannot_be(numbers):
     with pytest.raises(ValueError, match=rf"got {numbers[0]}, {numbers[1]}, {numbers[2]} and shape \(10,\)"):
         data.windows(np.arange(10), *numbers[:2], stride=numbers[2])
+
+
+def test_excerpts_come_from_anywhere_anew_in_each_epoch():
+    ids = np.arange(50, 150, dtype=np.int32)
+    batches = data.excerpts(ids, 7, 4, steps=30, key=KEY)
+    assert len(batches) == 30
+    starts = []
+    for epoch in (0, 1):
+        for x, y in (map(np.asarray, batch) for batch in batches.epoch(epoch)):
+            assert x.shape == y.shape == (4, 7)
+            np.testing.assert_array_equal(x, x[:, :1] + np.arange(7))
+            np.testing.assert_array_equal(y, x + 1)
+            starts.append(x[:, 0])
+    assert len(np.unique(starts)) > 60
+    assert np.min(starts) >= 50
+    assert np.max(starts) <= 142
+    assert (np.stack(starts[:30]) != np.stack(starts[30:])).any()
+    (again, _), *_ = batches.epoch(1, start=12)
+    np.testing.assert_array_equal(again[:, 0], starts[42])
+    (grouped, _), *_ = batches.epoch(1, start=12, group=3)
+    np.testing.assert_array_equal(grouped[..., 0], starts[42:45])
+
+
+def test_excerpts_of_a_text_shorter_than_an_epoch():
+    (x, y), *_ = data.excerpts(np.arange(4), 3, 8, steps=2, key=KEY)
+    np.testing.assert_array_equal(x, np.tile(np.arange(3), (8, 1)))
+    np.testing.assert_array_equal(y, np.tile(np.arange(1, 4), (8, 1)))
+
+
+@pytest.mark.parametrize("numbers", [(4, 2, 1), (0, 2, 1), (2, 0, 1), (2, 2, 0)], ids=str)
+def test_excerpts_refused(numbers):
+    length, batch_size, steps = numbers
+    with pytest.raises(ValueError, match="needs"):
+        data.excerpts(np.arange(4), length, batch_size, steps=steps, key=KEY)
