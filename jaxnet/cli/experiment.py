@@ -22,9 +22,12 @@ from jaxnet.cli.machine import OPS, chosen, facts
 _FREE_ON_RESUME = {"run", "resume", "epochs", "data"}
 
 
-def option(default: Any, help: str, type: Any = None) -> Any:
-    """A field of an experiment's configuration: its default, `--help` line, and click type if it has limits."""
-    return field(default=default, metadata={"help": help, "type": type})
+def option(default: Any, help: str, type: Any = None, *, free: bool = False) -> Any:
+    """A field of an experiment's configuration: its default, `--help` line, and click type if it has limits.
+
+    One that is `free` doesn't change what is trained, and may be another on `--resume`.
+    """
+    return field(default=default, metadata={"help": help, "type": type, "free": free})
 
 
 _LARGEST = 2**24  # XLA dies of an array whose bytes 64 bits can't count; one that is only too large, it refuses
@@ -101,11 +104,11 @@ def experiment(body: Callable[[Any, Path], None], options: type[RunOptions]) -> 
 def _main(command: click.Command, options: type[RunOptions], name: str) -> Any:
     with command.make_context(command.name, sys.argv[1:]) as context:
         if context.params["resume"]:
-            _take_up(context, name)
+            _take_up(context, options, name)
         return command.invoke(context)
 
 
-def _take_up(context: click.Context, name: str) -> None:
+def _take_up(context: click.Context, options: type[RunOptions], name: str) -> None:
     """On `--resume`, replaces the options that weren't given by those that the run was started with."""
     run = context.params["run"] or _latest(name)
     config = Path("runs", run, "config.json")
@@ -116,12 +119,13 @@ def _take_up(context: click.Context, name: str) -> None:
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{config} is not as an experiment wrote it: it has no options in JSON") from None
     context.params["run"] = run
+    free = _FREE_ON_RESUME | {f.name for f in fields(options) if f.metadata["free"]}
     for key, value in stored.items():
         if key in ("run", "resume") or key not in context.params:
             continue
         value = tuple(value) if isinstance(value, list) else value
         given = context.get_parameter_source(key) != ParameterSource.DEFAULT
-        if given and key not in _FREE_ON_RESUME and context.params[key] != value:
+        if given and key not in free and context.params[key] != value:
             flag = key.replace("_", "-")
             raise ValueError(
                 f"--{flag} is {context.params[key]} now, but {config.parent} was started with {value}; "
