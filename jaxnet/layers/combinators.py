@@ -1,6 +1,6 @@
 """The chain rule, written once.
 
-With these four a network's hand-derived gradient costs no code beyond its parts. Each layer gets a key
+With these a network's hand-derived gradient costs no code beyond its parts. Each layer gets a key
 of its own, split from the network's.
 """
 
@@ -164,3 +164,36 @@ def _repeat_pullback(times: int, pullbacks: Any, dy: Array) -> tuple[Params, Arr
 
     dx, dparams = jax.lax.scan(body, dy, pullbacks, length=times, reverse=True)
     return dparams, dx
+
+
+def with_lengths(layer: Layer) -> Layer:
+    """(y, lengths) = (f(x), lengths), dx = Jᵀ dy: a layer of each place, before one of sequences with lengths.
+
+    x is a pair (x, lengths), or x alone: then so is y.
+
+    Example:
+        >>> net = layers.serial(layers.with_lengths(layers.embedding(1000, 64)), layers.lstm(64))
+        >>> params = net.init(jax.random.key(0), (jnp.zeros((8, 20), int), jnp.full(8, 15)))
+    """
+
+    def init(key: Array, x: Inputs) -> Params:
+        return layer.init(key, x[0] if isinstance(x, tuple) else x)
+
+    def apply(params: Params, x: Inputs, *, key: Array | None = None) -> Any:
+        if not isinstance(x, tuple):
+            return layer.apply(params, x, key=key)
+        return layer.apply(params, x[0], key=key), *x[1:]
+
+    def vjp(params: Params, x: Inputs, *, key: Array | None = None) -> tuple[Any, Any]:
+        if not isinstance(x, tuple):
+            return layer.vjp(params, x, key=key)
+        y, pullback = layer.vjp(params, x[0], key=key)
+        return (y, *x[1:]), Partial(_with_lengths_pullback, pullback)
+
+    return Layer(init, apply, vjp)
+
+
+def _with_lengths_pullback(pullback: Any, dy: tuple[Any, ...]) -> tuple[Params, tuple[Any, ...]]:
+    """The gradient in the lengths, that of integers, passes through."""
+    dparams, dx = pullback(dy[0])
+    return dparams, (dx, *dy[1:])
