@@ -287,6 +287,11 @@ TARGETS: dict[str, Callable[[], Target]] = {
         lambda: layers.rnn(2, output="last"),
         x=(draw(2, 3, 2), jnp.asarray([3, 1])),
     ),
+    "with_lengths": lambda: of_layer(
+        [(layers.with_lengths, "vjp"), combinators._with_lengths_pullback],
+        lambda: layers.serial(layers.with_lengths(layers.dense(3)), layers.rnn(2)),
+        x=(draw(2, 3, 2), jnp.asarray([3, 1])),
+    ),
     "activation": lambda: of_layer(
         [(layers.activation, "vjp"), (layers.activation, "_pullback")],
         lambda: layers.activation("mish"),
@@ -328,11 +333,11 @@ TARGETS: dict[str, Callable[[], Target]] = {
         [(layers.gated, "vjp"), module("layers.gated")._pullback],
         lambda: layers.gated(3, bias=True),
     ),
-    "transformer_decoder": lambda: of_layer(
+    "decoders": lambda: of_layer(
         [
-            (networks.transformer_decoder, "vjp"),
-            (module("networks.transformer")._hidden, "vjp"),
-            *(getattr(module("networks.transformer"), f"_{name}_pullback") for name in ("hidden", "tied", "head")),
+            (module("networks.decoder").decoder, "vjp"),
+            (module("networks.decoder")._hidden, "vjp"),
+            *(getattr(module("networks.decoder"), f"_{name}_pullback") for name in ("hidden", "tied", "head")),
         ],
         lambda: networks.transformer_decoder(5, 4, 1, 2),
         lambda: networks.transformer_decoder(5, 4, 1, 2, tied=False),

@@ -4,13 +4,14 @@ from jaxnet.networks.autoencoder import Variational as Variational
 from jaxnet.networks.autoencoder import autoencoder as autoencoder
 from jaxnet.networks.autoencoder import variational_autoencoder as variational_autoencoder
 from jaxnet.networks.convolutional import convolutional as convolutional
+from jaxnet.networks.decoder import Decoder as Decoder
 from jaxnet.networks.feedforward import feedforward as feedforward
 from jaxnet.networks.gan import GAN as GAN
 from jaxnet.networks.gan import gan as gan
 from jaxnet.networks.gan import with_class as with_class
 from jaxnet.networks.recurrent import lstm as lstm
 from jaxnet.networks.recurrent import recurrent as recurrent
+from jaxnet.networks.recurrent import recurrent_decoder as recurrent_decoder
 from jaxnet.networks.resnet import resnet as resnet
-from jaxnet.networks.transformer import Decoder as Decoder
 from jaxnet.networks.transformer import transformer_decoder as transformer_decoder
 from jaxnet.networks.transformer import transformer_encoder as transformer_encoder

@@ -3,12 +3,16 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jax import Array
+
 from jaxnet import layers
 from jaxnet.activations import Activation
-from jaxnet.layers import Layer
+from jaxnet.layers import Layer, Reader
+from jaxnet.layers.layer import Params
 from jaxnet.networks.blocks import head, whole_numbers
+from jaxnet.networks.decoder import Decoder, decoder
 
-_CELLS: dict[str, Callable[..., Layer]] = {"rnn": layers.rnn, "lstm": layers.lstm, "gru": layers.gru}
+_CELLS: dict[str, Callable[..., Reader]] = {"rnn": layers.rnn, "lstm": layers.lstm, "gru": layers.gru}
 
 
 def recurrent(
@@ -50,8 +54,7 @@ def recurrent(
         >>> net.apply(net.init(jax.random.key(0), x), x).shape
         (8, 10)
     """
-    if cell not in _CELLS:
-        raise ValueError(f"recurrent needs a cell of {', '.join(map(repr, _CELLS))}; got {cell!r}")
+    _check_cell("recurrent", cell)
     options: dict[str, Any] = {"layers": layers, "bidirectional": bidirectional, "output": output}
     options |= {"dropout_rate": dropout_rate, "implementation": implementation}
     return _with_head(_CELLS[cell](features, **options), sizes, activation, dropout_rate, implementation)
@@ -90,6 +93,74 @@ def lstm(
     options: dict[str, Any] = {"layers": layers, "bidirectional": bidirectional, "output": output}
     options |= {"dropout_rate": dropout_rate, "implementation": implementation, "forget_bias": forget_bias}
     return _with_head(_CELLS["lstm"](features, **options), sizes, activation, dropout_rate, implementation)
+
+
+def recurrent_decoder(
+    vocabulary: int,
+    features: int,
+    *,
+    cell: str = "lstm",
+    layers: int = 1,
+    hidden: int | None = None,
+    dropout_rate: float = 0.0,
+    tied: bool = True,
+    implementation: str | None = None,
+) -> Decoder:
+    """Logits (B, T, V) of the next integer at each place of x (B, T): recurrent layers on embedded integers.
+
+    Args:
+        vocabulary: V.
+        features: E, of the embedding.
+        cell: "lstm", "gru" or "rnn".
+        layers: how many recurrent layers.
+        hidden: H, of the state of each; None is E.
+        dropout_rate: after the embedding, between recurrent layers and before the logits. (Zaremba et al., 2014).
+        tied: whether the last map is the embedding's table, transposed; H must then be E. (Press and Wolf, 2016).
+        implementation: see `jaxnet.ops.dispatch`.
+
+    x is (B, T) of integers, or a pair of that and lengths (B,): past its length the logits of a sequence are 0.
+    Step by step (`Decoder`) the cache is the state of each layer, whatever the `max_length`.
+
+    `params` is `{"embedding": …, "body": …}`, and `"head"` if it isn't tied.
+
+    Raises:
+        ValueError: for numbers < 1, an unknown cell, tied maps of two sizes.
+
+    Example:
+        >>> net = networks.recurrent_decoder(1000, 64, cell="gru", layers=2)
+        >>> params = net.init(jax.random.key(0), jnp.zeros((1, 16), int))
+        >>> net.apply(params, jnp.zeros((2, 16), int)).shape
+        (2, 16, 1000)
+
+    Reference: Mikolov et al., Recurrent neural network based language model, 2010
+    """
+    _check_cell("recurrent_decoder", cell)
+    hidden = features if hidden is None else hidden
+    if tied and hidden != features:
+        raise ValueError(
+            f"recurrent_decoder needs hidden = features to tie its maps; got hidden {hidden} and features "
+            f"{features}. Untied ones (tied=False) may differ"
+        )
+    options: dict[str, Any] = {"layers": layers, "dropout_rate": dropout_rate, "implementation": implementation}
+    body = _body(_CELLS[cell](hidden, **options), dropout_rate)
+    return decoder(vocabulary, features, body, tied=tied, implementation=implementation)
+
+
+def _body(cells: Reader, dropout_rate: float) -> Reader:
+    """With dropout before and after, if there is any."""
+    if not dropout_rate:
+        return cells
+    dropout = layers.dropout(dropout_rate)
+
+    def read(params: Params, state: Any, x: Array, lengths: Array | None = None) -> tuple[Array, Any]:
+        return cells.read(params[1], state, x, lengths)
+
+    return Reader.of(layers.serial(layers.with_lengths(dropout), cells, dropout), cells.start, read)
+
+
+def _check_cell(network: str, cell: str) -> None:
+    if cell not in _CELLS:
+        raise ValueError(f"{network} needs a cell of {', '.join(map(repr, _CELLS))}; got {cell!r}")
 
 
 def _with_head(

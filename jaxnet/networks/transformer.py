@@ -14,35 +14,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.tree_util import Partial
 
-from jaxnet import layers, ops
+from jaxnet import layers
 from jaxnet.activations import Activation
-from jaxnet.layers import Layer
-from jaxnet.layers.layer import Input, Params, output
+from jaxnet.layers import Layer, Reader
+from jaxnet.layers.layer import Input, Params
 from jaxnet.networks.blocks import whole_numbers
+from jaxnet.networks.decoder import Decoder, decoder
 
 _NORMALIZATIONS: dict[str, Callable[..., Layer]] = {"layer": layers.layer_norm, "rms": layers.rms_norm}
-
-
-class Decoder(Layer):
-    """A language model, and what it is made of: logits = hidden · weight.
-
-    `hidden` is the layer before the logits, of the same `params`, `weight(params)` the last map, (E, V): a loss
-    that stores no logits is
-
-        losses.linear_cross_entropy(net.hidden.apply(params, ids), net.weight(params), labels)
-    """
-
-    hidden: Layer
-    weight: Callable[[Params], Array]
-
-    @classmethod
-    def of(cls, layer: Layer, hidden: Layer, weight: Callable[[Params], Array]) -> "Decoder":
-        """The layer with its parts beside."""
-        self = cls(*layer)
-        self.hidden, self.weight = hidden, weight
-        return self
 
 
 def transformer_encoder(
@@ -143,10 +123,13 @@ def transformer_decoder(
         tied: whether the last map is the embedding's table, transposed. (Press and Wolf, 2016).
         features: as the others, of `transformer_encoder`.
 
+    Step by step (`Decoder`) the cache has the keys and values of all places in every block, (depth, B, max_length,
+    K, H); a window doesn't shorten it.
+
     `params` is `{"embedding": …, "body": …}`, and `"head"` if it isn't tied.
 
     Raises:
-        ValueError: as in `transformer_encoder`.
+        ValueError: as in `transformer_encoder`; in `start`, for learned positions that don't reach `max_length`.
 
     Example:
         >>> net = networks.transformer_decoder(1000, 64, 2, 4)
@@ -172,65 +155,7 @@ def transformer_decoder(
         bias=bias,
         implementation=implementation,
     )
-    last = _hidden(layers.embedding(vocabulary, features, implementation=implementation), body)
-    head = layers.dense(vocabulary, bias=False, implementation=implementation)
-
-    def init(key: Array, x: Input) -> Params:
-        first, second = jax.random.split(key)
-        params = last.init(first, x)
-        return params if tied else params | {"head": head.init(second, output(last, params, x))}
-
-    def weight(params: Params) -> Array:
-        return params["embedding"]["table"].T if tied else params["head"]["weight"]
-
-    def apply(params: Params, x: Array, *, key: Array | None = None) -> Array:
-        return ops.linear(last.apply(params, x, key=key), weight(params), implementation=implementation)
-
-    def vjp(params: Params, x: Array, *, key: Array | None = None) -> tuple[Array, Partial]:
-        y, last_pullback = last.vjp(params, x, key=key)
-        y, head_pullback = ops.linear_vjp(y, weight(params), implementation=implementation)
-        return y, Partial(_tied_pullback if tied else _head_pullback, last_pullback, head_pullback)
-
-    return Decoder.of(Layer(init, apply, vjp), last, weight)
-
-
-def _hidden(embedding: Layer, body: Layer) -> Layer:
-    """The body on embedded integers; what else there is in `params` has no gradient."""
-
-    def init(key: Array, x: Input) -> Params:
-        first, second = jax.random.split(key)
-        params = embedding.init(first, x)
-        return {"embedding": params, "body": body.init(second, output(embedding, params, x))}
-
-    def apply(params: Params, x: Array, *, key: Array | None = None) -> Array:
-        return body.apply(params["body"], embedding.apply(params["embedding"], x), key=key)
-
-    def vjp(params: Params, x: Array, *, key: Array | None = None) -> tuple[Array, Partial]:
-        rest = {name: p for name, p in params.items() if name not in ("embedding", "body")}
-        y, embedding_pullback = embedding.vjp(params["embedding"], x)
-        y, body_pullback = body.vjp(params["body"], y, key=key)
-        return y, Partial(_hidden_pullback, embedding_pullback, body_pullback, jax.tree.map(jnp.zeros_like, rest))
-
-    return Layer(init, apply, vjp)
-
-
-def _hidden_pullback(embedding: Partial, body: Partial, zeros: Params, dy: Array) -> tuple[Params, Any]:
-    dbody, dy = body(dy)
-    dembedding, dx = embedding(dy)
-    return {"embedding": dembedding, "body": dbody} | zeros, dx
-
-
-def _tied_pullback(last: Partial, head: Partial, dy: Array) -> tuple[Params, Any]:
-    """The table is used twice: dW = dW of the embedding + (dW of the last map)ᵀ."""
-    dy, dweight, _ = head(dy)
-    dparams, dx = last(dy)
-    return dparams | {"embedding": {"table": dparams["embedding"]["table"] + dweight.T}}, dx
-
-
-def _head_pullback(last: Partial, head: Partial, dy: Array) -> tuple[Params, Any]:
-    dy, dweight, _ = head(dy)
-    dparams, dx = last(dy)
-    return dparams | {"head": {"weight": dweight}}, dx
+    return decoder(vocabulary, features, body, tied=tied, implementation=implementation)
 
 
 def _body(
@@ -250,7 +175,7 @@ def _body(
     dropout_rate: float,
     bias: bool,
     implementation: str | None,
-) -> Layer:
+) -> Reader:
     """Positions, blocks, and the last normalisation if there is one before each step."""
     for name, n in {"features": features, "depth": depth, "heads": heads}.items():
         whole_numbers(name, n)
@@ -285,6 +210,37 @@ def _body(
             return layers.residual(layers.serial(norm(), *parts, *dropout))
         return layers.serial(layers.residual(layers.serial(*parts, *dropout)), norm())
 
-    stack = [] if positions in ("rotary", None) else [layers.positions(positions, length=length)]
-    stack += [*dropout, layers.repeat(layers.serial(step(attention), step(*forward)), depth)]
-    return layers.serial(*stack, *([norm()] if norm_first else []))
+    place = None if positions in ("rotary", None) else layers.positions(positions, length=length)
+    feed = step(*forward)
+    blocks = layers.repeat(layers.serial(step(attention), feed), depth)
+    stack = [*([] if place is None else [place]), *dropout, blocks, *([norm()] if norm_first else [])]
+
+    def start(x: Input, length: int) -> tuple[Any, Any]:
+        cache = attention.start(x, length)
+        caches = jax.tree.map(lambda a: jnp.zeros((depth, *a.shape), a.dtype), cache)
+        return None if place is None else place.start(x, length), caches
+
+    def read(params: Params, state: Any, x: Array, lengths: Array | None = None) -> tuple[Array, Any]:
+        """As `serial` has it, but that each attention reads on from its cache."""
+        at, caches = state
+        if place is not None:
+            x, at = place.read(params[0], at, x, lengths)
+
+        def block(x: Array, of_block: tuple[Params, Any]) -> tuple[Array, Any]:
+            (attend, forward), cache = of_block
+            if norm_first:
+                (before, maps, *_), _ = attend
+                y, cache = attention.read(maps, cache, norm().apply(before, x), lengths)
+                return feed.apply(forward, x + y), cache
+            ((maps, *_), _), after = attend
+            y, cache = attention.read(maps, cache, x, lengths)
+            return feed.apply(forward, norm().apply(after, x + y)), cache
+
+        x, caches = jax.lax.scan(block, x, (params[len(stack) - norm_first - 1], caches))
+        return norm().apply(params[-1], x) if norm_first else x, (at, caches)
+
+    def select(state: Any, rows: Array) -> Any:
+        at, caches = state
+        return None if place is None else place.select(at, rows), jax.tree.map(lambda a: a[:, rows], caches)
+
+    return Reader.of(layers.serial(*stack), start, read, select)
