@@ -9,6 +9,8 @@ from jaxnet.networks.feedforward import feedforward as feedforward
 from jaxnet.networks.gan import GAN as GAN
 from jaxnet.networks.gan import gan as gan
 from jaxnet.networks.gan import with_class as with_class
+from jaxnet.networks.generate import Generated as Generated
+from jaxnet.networks.generate import generate as generate
 from jaxnet.networks.recurrent import lstm as lstm
 from jaxnet.networks.recurrent import recurrent as recurrent
 from jaxnet.networks.recurrent import recurrent_decoder as recurrent_decoder
