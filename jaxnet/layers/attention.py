@@ -12,12 +12,12 @@ from jaxnet import ops
 from jaxnet.layers.dense import dense
 from jaxnet.layers.embedding import of_integers
 from jaxnet.layers.initializers import Initializer
-from jaxnet.layers.layer import Input, Layer, Params, Reader
+from jaxnet.layers.layer import Layer, Params, Reader
 from jaxnet.ops.attention import Window
 
 
 class Cache(NamedTuple):
-    """The keys and values of the places that were read, and how many each example has.
+    """The keys and values of the places that were read, or of the memory, and how many each example has.
 
     With a window there are all of them just the same: what lies before it is not looked at.
     """
@@ -89,7 +89,8 @@ def attention(
         weight_init: of the four maps, as in `dense`.
         implementation: see `jaxnet.ops.dispatch`.
 
-    Causal self-attention also reads piece by piece (`layers.Reader`), with a `Cache`.
+    Causal self-attention also reads piece by piece (`layers.Reader`), and so does attention to a memory: `start`
+    takes (x, m) as `init` does, `read` the pieces of x alone. The state is a `Cache`.
 
     `params` is `{"query": …, "key": …, "value": …, "output": …}`, each as of `dense`. The gradient in the lengths
     is that of integers, zeros of `jax.dtypes.float0`, as `jax.vjp` has it.
@@ -97,7 +98,7 @@ def attention(
     Raises:
         ValueError: for sizes that aren't whole numbers ≥ 1, a K that doesn't divide N, a dropout rate outside of
             [0, 1); in `init`, for an input of another form, or heads that don't divide E; in `start`, for
-            attention that isn't causal, or to something else than x.
+            self-attention that isn't causal, attention to a memory with places in it.
 
     Reference: Vaswani et al., Attention Is All You Need, 2017, https://arxiv.org/abs/1706.03762
     """
@@ -139,12 +140,12 @@ def attention(
             for k, (name, (a, n)) in zip(keys, sizes.items(), strict=True)
         }
 
+    def mapped(params: Params, name: str, x: Array) -> Array:
+        return _heads(ops.linear(x, *_of(params[name]), implementation=implementation), numbers[name])
+
     def apply(params: Params, x: Any, *, key: Array | None = None) -> Array:
         x, m, count = inputs.apart(x)
-        q, k, v = (
-            _heads(ops.linear(x if name == "query" else m, *_of(params[name]), implementation=implementation), n)
-            for name, n in numbers.items()
-        )
+        q, k, v = (mapped(params, name, x if name == "query" else m) for name in numbers)
         if rotary is not None:
             q, k = (ops.rotary(a, base=rotary, implementation=implementation) for a in (q, k))
         y = ops.attention(q, k, v, **options(key, count))
@@ -166,17 +167,25 @@ def attention(
         y, pullbacks["output"] = ops.linear_vjp(_joined(y), *_of(params["output"]), implementation=implementation)
         return y, Partial(partial(_pullback, inputs, heads), pullbacks)
 
-    def start(x: Input, length: int) -> Cache:
-        if not causal or memory or lengths:
-            raise ValueError("attention reads piece by piece if it is causal, without memory and lengths")
+    def start(params: Params, x: Any, length: int) -> Cache:
+        x, m, count = inputs.apart(x)
+        placed = causal or window is not None or rotary is not None
+        if (memory and placed) or (not memory and (not causal or lengths)):
+            raise ValueError(
+                "attention reads piece by piece if it is causal and of x alone, or of a memory and without "
+                "causal, window and rotary"
+            )
+        if memory:
+            count = jnp.full(m.shape[0], m.shape[1]) if count is None else count
+            return Cache(mapped(params, "key", m), mapped(params, "value", m), count.astype("int32"))
         shape = x.shape[0], length, groups, head_features or x.shape[-1] // heads
         return Cache(jnp.zeros(shape, x.dtype), jnp.zeros(shape, x.dtype), jnp.zeros(x.shape[0], "int32"))
 
     def read(params: Params, state: Cache, x: Array, lengths: Array | None = None) -> tuple[Array, Cache]:
-        q, k, v = (
-            _heads(ops.linear(x, *_of(params[name]), implementation=implementation), n)
-            for name, n in numbers.items()
-        )
+        if memory:
+            y = ops.attention(mapped(params, "query", x), state.keys, state.values, **options(None, state.filled))
+            return ops.linear(_joined(y), *_of(params["output"]), implementation=implementation), state
+        q, k, v = (mapped(params, name, x) for name in numbers)
         if rotary is not None:
             q, k = (ops.rotary(a, base=rotary, offset=state.filled, implementation=implementation) for a in (q, k))
         keys, values = _put(state.keys, k, state.filled), _put(state.values, v, state.filled)

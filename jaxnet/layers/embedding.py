@@ -122,7 +122,7 @@ def positions(
     def vjp(params: Params, x: Array, *, key: Array | None = None) -> tuple[Array, Partial]:
         return apply(params, x), Partial(_positions_pullback if length is None else _learned_pullback, params)
 
-    def start(x: Input, longest: int) -> tuple[Any, Array]:
+    def start(params: Params, x: Input, longest: int) -> tuple[Any, Array]:
         if length is not None and longest > length:
             raise ValueError(f"positions learned up to a length of {length} don't reach one of {longest}")
         table = None if length is not None else jnp.asarray(_waves(longest, x.shape[-1], base), x.dtype)

@@ -36,7 +36,7 @@ class Reader(Layer):
     """A layer of sequences that can also read them piece by piece, in inference.
 
     ==========  ==================================================  ===========================================
-    `start`     `start(x, length) → state`                          `x` as in `init`; `length` of the longest
+    `start`     `start(params, x, length) → state`                  `x` as in `init`; `length` of the longest
     `read`      `read(params, state, x, lengths=None) → (y, state)`   the piece x (B, T, I), after all before it
     `select`    `select(state, rows) → state`                       of these of the B examples, in this order
     ==========  ==================================================  ===========================================

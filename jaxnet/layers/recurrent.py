@@ -231,7 +231,7 @@ def _layer(operation: _Operation, features: int, shape: _Shape) -> Reader:
         y, pullback = stack(lengths).vjp(params, sequences, key=key)
         return y, Partial(_pullback_of_x if lengths is None else _pullback_of_pair, pullback, lengths)
 
-    def start(x: Input, length: int | None = None) -> tuple[Any, ...]:
+    def start(params: Params, x: Input, length: int) -> tuple[Any, ...]:
         if shape.bidirectional or shape.reverse:
             raise ValueError(f"{name} reads piece by piece from the beginning alone; this one begins at the end")
         h = jnp.zeros((x.shape[0], features), x.dtype)

@@ -15,5 +15,6 @@ from jaxnet.networks.recurrent import lstm as lstm
 from jaxnet.networks.recurrent import recurrent as recurrent
 from jaxnet.networks.recurrent import recurrent_decoder as recurrent_decoder
 from jaxnet.networks.resnet import resnet as resnet
+from jaxnet.networks.transformer import transformer as transformer
 from jaxnet.networks.transformer import transformer_decoder as transformer_decoder
 from jaxnet.networks.transformer import transformer_encoder as transformer_encoder

@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 
 from jaxnet import layers, ops
 from jaxnet.layers import Layer, Reader
-from jaxnet.layers.layer import Inputs, Params, output
+from jaxnet.layers.layer import Inputs, Params, output, split
 from jaxnet.networks.blocks import whole_numbers
 
 
@@ -37,6 +37,8 @@ class Decoder(Layer):
                  `→ (logits, cache)`                               with room for so many integers more
     `select`     `select(cache, rows) → cache`                     of these examples, in this order
     ===========  ================================================  ============================================
+
+    With a memory, as in `encoder_decoder`, x is a pair (ids, memory), and `start` and `prefill` take a `memory`.
 
     A prompt is ids (B, T), or a pair of that and lengths (B,), each ≥ 1; the logits are those after its end. They
     are `apply`'s at the same places. What goes on beyond `max_length` is lost, without an error.
@@ -94,10 +96,10 @@ def decoder(
         y, head_pullback = ops.linear_vjp(y, weight(params), implementation=implementation)
         return y, Partial(_tied_pullback if tied else _head_pullback, last_pullback, head_pullback)
 
-    def start(params: Params, batch_size: int, max_length: int) -> Any:
+    def start(params: Params, batch_size: int, max_length: int, memory: Array | None = None) -> Any:
         whole_numbers("batch_size and max_length", (batch_size, max_length))
-        ids = jax.ShapeDtypeStruct((batch_size, 1), "int32")
-        return body.start(output(embedding, params["embedding"], ids), max_length)
+        x = output(embedding, params["embedding"], jax.ShapeDtypeStruct((batch_size, 1), "int32"))
+        return body.start(params["body"], x if memory is None else (x, memory), max_length)
 
     def read(params: Params, cache: Any, ids: Array, lengths: Array | None = None) -> tuple[Array, Any]:
         return body.read(params["body"], cache, embedding.apply(params["embedding"], ids), lengths)
@@ -108,10 +110,10 @@ def decoder(
         y, cache = read(params, cache, ids[:, None])
         return logits(params, y[:, 0]), cache
 
-    def prefill(params: Params, prompt: Inputs, room: int = 0) -> tuple[Array, Any]:
+    def prefill(params: Params, prompt: Inputs, room: int = 0, memory: Array | None = None) -> tuple[Array, Any]:
         ids, lengths = prompt if isinstance(prompt, tuple) else (prompt, None)
         check_prompt(ids, lengths)
-        cache = start(params, ids.shape[0], ids.shape[1] + room)
+        cache = start(params, ids.shape[0], ids.shape[1] + room, memory)
         y, cache = read(params, cache, ids, lengths)
         return logits(params, at_end(y, lengths)), cache
 
@@ -124,6 +126,78 @@ def decoder(
         prefill=prefill,
         select=body.select,
     )
+
+
+def encoder_decoder(encoder: Layer, decoder_of: Callable[[Array | None], Decoder]) -> Decoder:
+    """Logits (B, T, V) of the next integer of each target, given its source: decoder(target, encoder(source)).
+
+    Args:
+        encoder: of the source, ids (B, S) or a pair of that and lengths (B,), to a memory (B, S, M).
+        decoder_of: the decoder of (target, memory), for these lengths of the memory.
+
+    x is (source, target). As a `Decoder`, `start` takes a source instead of the batch's size, and a prompt is
+    (source, the beginning of the target), or (source, (that, lengths)); the encoder runs once.
+
+    `params` is `{"encoder": …, "decoder": …}`.
+    """
+
+    def of(source: Inputs) -> Decoder:
+        return decoder_of(source[1] if isinstance(source, tuple) else None)
+
+    def init(key: Array, x: Inputs) -> Params:
+        source, target = x
+        first, second = jax.random.split(key)
+        params = encoder.init(first, source)
+        memory = output(encoder, params, source)
+        return {"encoder": params, "decoder": decoder_of(None).init(second, (target, memory))}
+
+    def weight(params: Params) -> Array:
+        return decoder_of(None).weight(params["decoder"])
+
+    def start(params: Params, source: Inputs, max_length: int) -> Any:
+        memory = encoder.apply(params["encoder"], source)
+        return of(source).start(params["decoder"], len(memory), max_length, memory)
+
+    def step(params: Params, cache: Any, ids: Array) -> tuple[Array, Any]:
+        return decoder_of(None).step(params["decoder"], cache, ids)
+
+    def prefill(params: Params, prompt: Inputs, room: int = 0) -> tuple[Array, Any]:
+        source, target = prompt
+        memory = encoder.apply(params["encoder"], source)
+        return of(source).prefill(params["decoder"], target, room, memory)
+
+    return Decoder.of(
+        _on_memory(init, encoder, of),
+        hidden=_on_memory(init, encoder, lambda source: of(source).hidden),
+        weight=weight,
+        start=start,
+        step=step,
+        prefill=prefill,
+        select=decoder_of(None).select,
+    )
+
+
+def _on_memory(init: Callable[..., Params], encoder: Layer, decoder_of: Callable[[Inputs], Layer]) -> Layer:
+    """y = decoder(target, m), m = encoder(source)."""
+
+    def apply(params: Params, x: Inputs, *, key: Array | None = None) -> Array:
+        (source, target), (first, second) = x, split(key, 2)
+        memory = encoder.apply(params["encoder"], source, key=first)
+        return decoder_of(source).apply(params["decoder"], (target, memory), key=second)
+
+    def vjp(params: Params, x: Inputs, *, key: Array | None = None) -> tuple[Array, Partial]:
+        (source, target), (first, second) = x, split(key, 2)
+        memory, encoder_pullback = encoder.vjp(params["encoder"], source, key=first)
+        y, decoder_pullback = decoder_of(source).vjp(params["decoder"], (target, memory), key=second)
+        return y, Partial(_on_memory_pullback, encoder_pullback, decoder_pullback)
+
+    return Layer(init, apply, vjp)
+
+
+def _on_memory_pullback(encoder: Partial, decoder: Partial, dy: Array) -> tuple[Params, Any]:
+    ddecoder, (dtarget, dmemory) = decoder(dy)
+    dencoder, dsource = encoder(dmemory)
+    return {"encoder": dencoder, "decoder": ddecoder}, (dsource, dtarget)
 
 
 def check_prompt(ids: Array, lengths: Array | None) -> None:

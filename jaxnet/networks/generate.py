@@ -78,9 +78,10 @@ def generate(
     the normalisation Wu et al., 2016, have a constant more.)
 
     Args:
-        net: a `Decoder`, such as `transformer_decoder` or `recurrent_decoder`.
+        net: a `Decoder`: `transformer_decoder`, `recurrent_decoder`, `transformer`.
         params: its parameters.
-        prompt: what `net.prefill` takes: ids (B, T), or a pair of that and lengths (B,), each ≥ 1.
+        prompt: what `net.prefill` takes: ids (B, T), or a pair of that and lengths (B,), each ≥ 1; for an encoder
+            and decoder (source, the beginning of the target), each of this form.
         length: L. It ends earlier when all have ended.
         key: what is drawn from; not needed if greedy or by beam search. Step t draws from `fold_in(key, t)`.
         temperature: ≥ 0.
@@ -284,8 +285,10 @@ def _check_stop(stop: int | None, logits: Array) -> None:
 
 def _check_lengths(prompt: Inputs) -> None:
     """As far as they are known."""
-    if isinstance(prompt, tuple) and not isinstance(prompt[1], jax.core.Tracer) and prompt[1].size:
-        known = np.asarray(prompt[1])
-        low, high = known.min(), known.max()
-        if low < 1 or high > prompt[0].shape[1]:
-            raise ValueError(f"a prompt {prompt[0].shape} needs lengths from 1 to its T; got {low} to {high}")
+    for part in prompt if isinstance(prompt, tuple) else ():
+        _check_lengths(part)  # a source and the beginning of its target
+    shape, lengths = jax.tree.leaves(prompt)[0].shape, prompt[-1] if isinstance(prompt, tuple) else None
+    if isinstance(lengths, jax.Array) and lengths.ndim == 1 and not isinstance(lengths, jax.core.Tracer):
+        known = np.asarray(lengths)
+        if known.size and (known.min() < 1 or known.max() > shape[1]):
+            raise ValueError(f"a prompt {shape} needs lengths from 1 to its T; got {known.min()} to {known.max()}")

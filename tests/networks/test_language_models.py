@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxnet import layers, losses, train
-from jaxnet.networks import recurrent_decoder, transformer_decoder
+from jaxnet.networks import recurrent_decoder, transformer, transformer_decoder
 
 KEY, TRAINING = jax.random.key(0), jax.random.key(7)
 IDS = jnp.array([[2, 0, 2, 5, 1], [4, 4, 1, 3, 6]])
@@ -80,6 +80,59 @@ def test_it_learns_a_text_by_heart():
     assert float(metrics["loss"][-1]) < 0.3 * np.log(8)
 
 
+SOURCE = jnp.array([[1, 3, 0], [2, 2, 4]])
+SOURCE_LENGTHS = jnp.array([3, 1])
+
+TRANSLATORS = {
+    "transformer": partial(transformer, depth=2, heads=2, dropout_rate=0.3),
+    "transformer, after, rotary, a head": partial(
+        transformer, depth=1, heads=2, key_value_heads=1, norm_first=False, positions="rotary", tied=False
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRANSLATORS)
+def test_vjp_of_an_encoder_and_decoder_equals_autodiff_of_apply(x64, name):
+    net = TRANSLATORS[name]((5, 7), 4)
+    x = (SOURCE, SOURCE_LENGTHS), IDS
+    params = jax.tree.map(lambda p: p.astype("float64"), net.init(KEY, x))
+
+    @jax.jit
+    def roads(params, dy):
+        expected, autodiff = jax.vjp(lambda params: net.apply(params, x, key=TRAINING), params)
+        y, pullback = net.vjp(params, x, key=TRAINING)
+        return (y, pullback(dy)[0]), (expected, autodiff(dy)[0])
+
+    close(*roads(params, jax.random.normal(KEY, (2, 5, 7), "float64")), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", TRANSLATORS)
+def test_a_translation_step_by_step_is_all_at_once(name):
+    net = TRANSLATORS[name]((5, 7), 4)
+    x = (SOURCE, SOURCE_LENGTHS), IDS
+    params = net.init(KEY, x)
+
+    @jax.jit
+    def roads(params, source):
+        def step(cache, ids):
+            logits, cache = net.step(params, cache, ids)
+            return cache, logits
+
+        whole = net.apply(params, (source, IDS))
+        without_logits = net.hidden.apply(params, (source, IDS)) @ net.weight(params)
+        steps = jnp.swapaxes(jax.lax.scan(step, net.start(params, source, 5), IDS.T)[1], 0, 1)
+        logits, cache = net.prefill(params, (source, (IDS, LENGTHS)), 1)
+        nexts = jnp.take_along_axis(IDS, LENGTHS[:, None], 1)[:, 0]
+        after = net.step(params, net.select(cache, jnp.array([1, 0])), nexts[::-1])[0][::-1]
+        return whole, (steps, without_logits), (logits, after)
+
+    whole, all_places, some = roads(params, x[0])
+    close(all_places, (whole, whole))
+    close(some, tuple(whole[jnp.arange(2), at] for at in (LENGTHS - 1, LENGTHS)))
+    other = SOURCE.at[1, 1:].set(0), SOURCE_LENGTHS  # what lies past the end of a source doesn't matter
+    close(roads(params, other)[0], whole)
+
+
 NETWORKS = {
     "lstm": partial(recurrent_decoder, layers=2, dropout_rate=0.1),
     "gru": partial(recurrent_decoder, cell="gru", hidden=3, tied=False),
@@ -137,7 +190,7 @@ def test_a_piece_more_is_read_from_where_the_last_one_ended():
 
     @jax.jit
     def roads(params, x):
-        first, state = layer.read(params, layer.start(x, 5), x[:, :2])
+        first, state = layer.read(params, layer.start(params, x, 5), x[:, :2])
         second, _ = layer.read(params, state, x[:, 2:])
         return jnp.concatenate([first, second], 1), layer.apply(params, x)
 
@@ -153,10 +206,10 @@ def test_a_piece_more_is_read_from_where_the_last_one_ended():
         (lambda: recurrent_decoder(7, 4).step({}, (), IDS), r"ids \(B,\), one for each example; got \(2, 5\)"),
         (lambda: recurrent_decoder(7, 4).prefill({}, IDS[0]), r"ids \(B, T\) of integers.* got int32 \(5,\)"),
         (lambda: recurrent_decoder(7, 4).prefill({}, (IDS, IDS)), r"needs integer lengths \(2,\); got int32"),
-        (lambda: layers.lstm(2, reverse=True).start(jnp.ones((2, 1, 3)), 5), "this one begins at the end"),
-        (lambda: layers.attention(2).start(jnp.ones((2, 1, 4)), 5), "if it is causal, without memory"),
+        (lambda: layers.lstm(2, reverse=True).start({}, jnp.ones((2, 1, 3)), 5), "this one begins at the end"),
+        (lambda: layers.attention(2).start({}, jnp.ones((2, 1, 4)), 5), "if it is causal and of x alone"),
         (
-            lambda: layers.positions("learned", length=4).start(jnp.ones((2, 1, 4)), 5),
+            lambda: layers.positions("learned", length=4).start({}, jnp.ones((2, 1, 4)), 5),
             "up to a length of 4 don't reach one of 5",
         ),
     ],
