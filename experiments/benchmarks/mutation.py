@@ -343,6 +343,20 @@ TARGETS: dict[str, Callable[[], Target]] = {
         lambda: networks.transformer_decoder(5, 4, 1, 2, tied=False),
         x=jnp.asarray(CLASSES)[None],
     ),
+    "encoder and decoder": lambda: of_layer(
+        [
+            module("networks.decoder")._on_memory_pullback,
+            (module("networks.memory").of_lengths, "vjp"),
+            *(
+                getattr(module("networks.memory"), f"_{n}_pullback")
+                for n in ("of_lengths", "given", "without_memory")
+            ),
+            (module("networks.transformer")._residual, "vjp"),
+            module("networks.transformer")._residual_pullback,
+        ],
+        lambda: networks.transformer(5, 4, 1, 2),
+        x=((jnp.asarray(CLASSES)[None], jnp.asarray([2])), jnp.asarray(CLASSES)[None]),
+    ),
     "positions": lambda: of_layer(
         [
             (layers.positions, "vjp"),

@@ -14,6 +14,7 @@ from jaxnet.networks.generate import generate as generate
 from jaxnet.networks.recurrent import lstm as lstm
 from jaxnet.networks.recurrent import recurrent as recurrent
 from jaxnet.networks.recurrent import recurrent_decoder as recurrent_decoder
+from jaxnet.networks.recurrent import sequence_to_sequence as sequence_to_sequence
 from jaxnet.networks.resnet import resnet as resnet
 from jaxnet.networks.transformer import transformer as transformer
 from jaxnet.networks.transformer import transformer_decoder as transformer_decoder

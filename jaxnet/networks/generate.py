@@ -78,7 +78,8 @@ def generate(
     the normalisation Wu et al., 2016, have a constant more.)
 
     Args:
-        net: a `Decoder`: `transformer_decoder`, `recurrent_decoder`, `transformer`.
+        net: a `Decoder`: `transformer_decoder`, `recurrent_decoder`, `transformer`,
+            `sequence_to_sequence`.
         params: its parameters.
         prompt: what `net.prefill` takes: ids (B, T), or a pair of that and lengths (B,), each ≥ 1; for an encoder
             and decoder (source, the beginning of the target), each of this form.

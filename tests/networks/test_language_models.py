@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxnet import layers, losses, train
-from jaxnet.networks import recurrent_decoder, transformer, transformer_decoder
+from jaxnet.networks import recurrent_decoder, sequence_to_sequence, transformer, transformer_decoder
 
 KEY, TRAINING = jax.random.key(0), jax.random.key(7)
 IDS = jnp.array([[2, 0, 2, 5, 1], [4, 4, 1, 3, 6]])
@@ -88,6 +88,7 @@ TRANSLATORS = {
     "transformer, after, rotary, a head": partial(
         transformer, depth=1, heads=2, key_value_heads=1, norm_first=False, positions="rotary", tied=False
     ),
+    "lstm": partial(sequence_to_sequence, hidden=3, dropout_rate=0.3),
 }
 
 
