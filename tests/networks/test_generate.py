@@ -1,6 +1,7 @@
 """Generation: each way of choosing beside a slow plain one on the full forward pass."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,14 @@ import numpy as np
 import pytest
 
 from jaxnet.layers import Layer
-from jaxnet.networks import Decoder, generate, recurrent_decoder, transformer_decoder
+from jaxnet.networks import (
+    Decoder,
+    generate,
+    recurrent_decoder,
+    sequence_to_sequence,
+    transformer,
+    transformer_decoder,
+)
 
 KEY = jax.random.key(0)
 PROMPT, LENGTHS = jnp.array([[2, 0, 2], [4, 4, 1], [3, 1, 1]]), jnp.array([3, 1, 2])
@@ -28,47 +36,45 @@ def bigram(table):
     return Decoder.of(layer, prefill=prefill, step=step, select=lambda cache, rows: cache[rows])
 
 
-def plain(net, params, prompt, length, choose, stop=None):
+def plain(apply, params, prompt, length, choose):
     """Each integer from the full forward pass of all before it."""
-    apply, ids = jax.jit(net.apply), jnp.asarray(prompt)
+    ids = jnp.asarray(prompt)
     found, total = [], []
     for t in range(length):
-        whole = (
-            jnp.zeros((1, len(prompt) + length), ids.dtype).at[0, : len(ids)].set(ids)
-        )  # one shape, one program
+        whole = jnp.zeros((1, 8), ids.dtype).at[0, : len(ids)].set(ids)  # one shape, one program
         log_probabilities = jax.nn.log_softmax(apply(params, whole)[0, len(ids) - 1])
-        ended = stop is not None and stop in found
-        found.append(stop if ended else choose(t, log_probabilities))
-        total.append(0.0 if ended else float(log_probabilities[found[-1]]))
+        found.append(choose(t, log_probabilities))
+        total.append(float(log_probabilities[found[-1]]))
         ids = jnp.append(ids, found[-1])
     return found, total
 
 
-@pytest.fixture(scope="module")
-def transformer():
+@pytest.fixture(scope="module", name="attending")
+def a_transformer():
     net = transformer_decoder(5, 4, 1, 2)
-    return net, jax.tree.map(lambda a: 4 * a, net.init(KEY, PROMPT))  # far from a uniform distribution
+    params = jax.tree.map(lambda a: 4 * a, net.init(KEY, PROMPT))  # far from a uniform distribution
+    return net, params, jax.jit(net.apply)
 
 
 @pytest.fixture(scope="module")
 def lstm():
     net = recurrent_decoder(5, 4)
-    return net, jax.tree.map(lambda a: 4 * a, net.init(KEY, PROMPT))
+    return net, jax.tree.map(lambda a: 4 * a, net.init(KEY, PROMPT)), jax.jit(net.apply)
 
 
-@pytest.mark.parametrize("name", ["transformer", "lstm"])
+@pytest.mark.parametrize("name", ["attending", "lstm"])
 def test_greedy_is_the_likeliest_at_each_step(name, request):
-    net, params = request.getfixturevalue(name)
+    net, params, apply = request.getfixturevalue(name)
     found = generate(net, params, (PROMPT, LENGTHS), 4, temperature=0.0)
     for b, n in enumerate(LENGTHS.tolist()):
-        ids, total = plain(net, params, PROMPT[b, :n], 4, lambda t, p: int(jnp.argmax(p)))
+        ids, total = plain(apply, params, PROMPT[b, :n], 4, lambda t, p: int(jnp.argmax(p)))
         assert found.ids[b].tolist() == ids
         np.testing.assert_allclose(found.log_probabilities[b], total, rtol=1e-5, atol=1e-5)
     assert found.lengths.tolist() == [4, 4, 4]
 
 
 def test_a_draw_is_that_of_the_full_forward_pass(lstm):
-    net, params = lstm
+    net, params, apply = lstm
     found = generate(net, params, PROMPT[:1], 5, key=KEY, temperature=1.5, top_k=3, top_p=0.8)
 
     def choose(t, log_probabilities):
@@ -79,7 +85,7 @@ def test_a_draw_is_that_of_the_full_forward_pass(lstm):
         z = np.where(np.arange(3) < n, np.log(p), -np.inf)
         return int(order[jax.random.categorical(jax.random.fold_in(KEY, t), z[None])[0]])
 
-    ids, total = plain(net, params, PROMPT[0], 5, choose)
+    ids, total = plain(apply, params, PROMPT[0], 5, choose)
     assert found.ids[0].tolist() == ids
     np.testing.assert_allclose(found.log_probabilities[0], total, rtol=1e-5, atol=1e-5)
 
@@ -163,16 +169,15 @@ def test_enough_beams_find_the_best_of_all_sequences(penalty, stop):
             assert set(found.ids[first, n:].tolist()) <= {stop}
 
 
-def test_few_beams_are_those_of_a_plain_search(transformer):
-    net, params = transformer
+def test_few_beams_are_those_of_a_plain_search(attending):
+    net, params, apply = attending
     found = generate(net, params, (PROMPT, LENGTHS), 4, beams=2, stop=3)
-    apply = jax.jit(net.apply)
     for b, prompt_length in enumerate(LENGTHS.tolist()):
         beams, best = [(0.0, ())], (-np.inf, ())
         for n in range(1, 5):
             extended = []
             for total, ids in beams:
-                whole = jnp.zeros((1, 7), "int32").at[0, :prompt_length].set(PROMPT[b, :prompt_length])
+                whole = jnp.zeros((1, 8), "int32").at[0, :prompt_length].set(PROMPT[b, :prompt_length])
                 whole = whole.at[0, prompt_length : prompt_length + len(ids)].set(jnp.array(ids, "int32"))
                 log_p = np.asarray(jax.nn.log_softmax(apply(params, whole)[0, prompt_length + len(ids) - 1]))
                 extended += [(total + log_p[i], (*ids, i)) for i in range(5)]
@@ -184,8 +189,21 @@ def test_few_beams_are_those_of_a_plain_search(transformer):
         np.testing.assert_allclose(found.log_probabilities[b].sum() / n, score, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "make", [partial(sequence_to_sequence, cell="rnn"), partial(transformer, depth=1, heads=1)]
+)
+def test_a_translation_has_the_log_probabilities_of_the_full_forward_pass(make):
+    net, source, begin = make((6, 5), 4), (jnp.array([[3, 1, 5], [2, 4, 0]]), jnp.array([3, 2])), PROMPT[:2, :1]
+    params = jax.tree.map(lambda a: 4 * a, net.init(KEY, (source, begin)))
+    found = generate(net, params, (source, begin), 4, beams=3)
+    target = jnp.concatenate([begin, found.ids[:, :-1]], 1)
+    expected = jax.nn.log_softmax(jax.jit(net.apply)(params, (source, target)))
+    expected = jnp.take_along_axis(expected, found.ids[..., None], 2)[..., 0]
+    np.testing.assert_allclose(found.log_probabilities, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_one_beam_is_greedy(lstm):
-    net, params = lstm
+    net, params, _ = lstm
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
         generate(net, params, PROMPT, 4, beams=1),
@@ -201,7 +219,7 @@ def test_one_beam_is_greedy(lstm):
     ],
 )
 def test_another_prompt_of_the_same_shape_compiles_nothing(lstm, caplog, options, others):
-    net, params = lstm
+    net, params, _ = lstm
     prompt = PROMPT[:2], LENGTHS[:2]
     other = jax.tree.map(lambda a: jnp.array(np.asarray(a)[::-1]), prompt)
     with jax.log_compiles():
@@ -229,7 +247,7 @@ def test_another_prompt_of_the_same_shape_compiles_nothing(lstm, caplog, options
     ],
 )
 def test_errors(options, message, lstm):
-    net, params = lstm
+    net, params, _ = lstm
     options = {"prompt": PROMPT, "length": 2} | options
     prompt, length = options.pop("prompt"), options.pop("length")
     with pytest.raises(ValueError, match=message):

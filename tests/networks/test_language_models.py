@@ -52,7 +52,7 @@ def test_what_lies_past_a_length_does_not_matter():
     apply = jax.jit(net.apply)
     y = apply(params, (IDS, LENGTHS))
     close(apply(params, (IDS.at[1, 2:].set(0), LENGTHS)), y, rtol=0, atol=0)
-    close(y[1, :2], apply(params, IDS)[1, :2])
+    close(y[1, :2], apply(params, (IDS, LENGTHS + 1))[1, :2])
     assert not jnp.any(y[1, 2:])
 
 
@@ -84,7 +84,7 @@ SOURCE = jnp.array([[1, 3, 0], [2, 2, 4]])
 SOURCE_LENGTHS = jnp.array([3, 1])
 
 TRANSLATORS = {
-    "transformer": partial(transformer, depth=2, heads=2, dropout_rate=0.3),
+    "transformer": partial(transformer, depth=2, heads=1, activation="relu", positions="learned", length=5),
     "transformer, after, rotary, a head": partial(
         transformer, depth=1, heads=2, key_value_heads=1, norm_first=False, positions="rotary", tied=False
     ),
@@ -92,16 +92,16 @@ TRANSLATORS = {
 }
 
 
-@pytest.mark.parametrize("name", TRANSLATORS)
+@pytest.mark.parametrize("name", ["transformer", "lstm"])
 def test_vjp_of_an_encoder_and_decoder_equals_autodiff_of_apply(x64, name):
     net = TRANSLATORS[name]((5, 7), 4)
-    x = (SOURCE, SOURCE_LENGTHS), IDS
+    x, key = ((SOURCE, SOURCE_LENGTHS), IDS), TRAINING if name == "lstm" else None
     params = jax.tree.map(lambda p: p.astype("float64"), net.init(KEY, x))
 
     @jax.jit
     def roads(params, dy):
-        expected, autodiff = jax.vjp(lambda params: net.apply(params, x, key=TRAINING), params)
-        y, pullback = net.vjp(params, x, key=TRAINING)
+        expected, autodiff = jax.vjp(lambda params: net.apply(params, x, key=key), params)
+        y, pullback = net.vjp(params, x, key=key)
         return (y, pullback(dy)[0]), (expected, autodiff(dy)[0])
 
     close(*roads(params, jax.random.normal(KEY, (2, 5, 7), "float64")), rtol=1e-9, atol=1e-11)
@@ -110,28 +110,23 @@ def test_vjp_of_an_encoder_and_decoder_equals_autodiff_of_apply(x64, name):
 @pytest.mark.parametrize("name", TRANSLATORS)
 def test_a_translation_step_by_step_is_all_at_once(name):
     net = TRANSLATORS[name]((5, 7), 4)
-    x = (SOURCE, SOURCE_LENGTHS), IDS
-    params = net.init(KEY, x)
+    source = SOURCE, SOURCE_LENGTHS
+    params = net.init(KEY, (source, IDS))
+    whole = jax.jit(net.apply)(params, (source, IDS))
+    step_by_step(net, params, whole, partial(net.start, params, source), lambda ids: (source, ids))
 
-    @jax.jit
-    def roads(params, source):
-        def step(cache, ids):
-            logits, cache = net.step(params, cache, ids)
-            return cache, logits
 
-        whole = net.apply(params, (source, IDS))
-        without_logits = net.hidden.apply(params, (source, IDS)) @ net.weight(params)
-        steps = jnp.swapaxes(jax.lax.scan(step, net.start(params, source, 5), IDS.T)[1], 0, 1)
-        logits, cache = net.prefill(params, (source, (IDS, LENGTHS)), 1)
-        nexts = jnp.take_along_axis(IDS, LENGTHS[:, None], 1)[:, 0]
-        after = net.step(params, net.select(cache, jnp.array([1, 0])), nexts[::-1])[0][::-1]
-        return whole, (steps, without_logits), (logits, after)
-
-    whole, all_places, some = roads(params, x[0])
-    close(all_places, (whole, whole))
-    close(some, tuple(whole[jnp.arange(2), at] for at in (LENGTHS - 1, LENGTHS)))
-    other = SOURCE.at[1, 1:].set(0), SOURCE_LENGTHS  # what lies past the end of a source doesn't matter
-    close(roads(params, other)[0], whole)
+def step_by_step(net, params, whole, start, prompt_of):
+    """All steps from the start; then those of two lengths at once, and one more of each in another order."""
+    step, prefill, cache = jax.jit(net.step), jax.jit(net.prefill), jax.jit(partial(start, 5))()
+    for t in range(5):
+        logits, cache = step(params, cache, IDS[:, t])
+        close(logits, whole[:, t])
+    logits, cache = prefill(params, prompt_of((IDS, LENGTHS)))
+    close(logits, whole[jnp.arange(2), LENGTHS - 1])
+    cache = jax.jit(net.select)(cache, jnp.array([1, 0]))
+    logits, _ = step(params, cache, IDS[jnp.arange(2), LENGTHS][::-1])
+    close(logits[::-1], whole[jnp.arange(2), LENGTHS])
 
 
 NETWORKS = {
@@ -152,7 +147,6 @@ NETWORKS = {
         activation="gelu",
         dropout_rate=0.1,
     ),
-    "no positions": partial(transformer_decoder, depth=1, heads=2, positions=None),
 }
 
 
@@ -160,28 +154,13 @@ NETWORKS = {
 def test_step_by_step_is_all_at_once(name):
     net = NETWORKS[name](7, 4)
     params = net.init(KEY, IDS)
-
-    @jax.jit
-    def roads(params):
-        whole = net.apply(params, IDS)
-
-        def step(cache, ids):
-            logits, cache = net.step(params, cache, ids)
-            return cache, logits
-
-        steps = jnp.swapaxes(jax.lax.scan(step, net.start(params, 2, 5), IDS.T)[1], 0, 1)
-        # a prompt of two lengths; then each example goes on with the integer after its own
-        logits, cache = net.prefill(params, (IDS[:, :4], LENGTHS), 1)
-        nexts = jnp.take_along_axis(IDS, LENGTHS[:, None], 1)[:, 0]
-        cache = net.select(cache, jnp.array([1, 0, 1]))
-        after = net.step(params, cache, nexts[jnp.array([1, 0, 1])])[0]
-        return whole, steps, net.prefill(params, IDS)[0], logits, after
-
-    whole, steps, at_once, logits, after = roads(params)
-    close(steps, whole)
-    close(at_once, whole[:, -1])
-    close(logits, whole[jnp.arange(2), LENGTHS - 1])
-    close(after, whole[jnp.arange(2), LENGTHS][jnp.array([1, 0, 1])])
+    whole = jax.jit(net.apply)(params, IDS)
+    step_by_step(net, params, whole, partial(net.start, params, 2), lambda prompt: prompt)
+    logits, cache = jax.jit(net.prefill, static_argnums=2)(params, IDS[:, :1], 4)  # without lengths, with room
+    close(logits, whole[:, 0])
+    assert jax.tree.map(jnp.shape, cache) == jax.tree.map(
+        jnp.shape, jax.eval_shape(partial(net.start, params, 2, 5))
+    )
 
 
 def test_a_piece_more_is_read_from_where_the_last_one_ended():
