@@ -287,6 +287,11 @@ TARGETS: dict[str, Callable[[], Target]] = {
         lambda: layers.rnn(2, output="last"),
         x=(draw(2, 3, 2), jnp.asarray([3, 1])),
     ),
+    "with_lengths": lambda: of_layer(
+        [(layers.with_lengths, "vjp"), combinators._with_lengths_pullback],
+        lambda: layers.serial(layers.with_lengths(layers.dense(3)), layers.rnn(2)),
+        x=(draw(2, 3, 2), jnp.asarray([3, 1])),
+    ),
     "activation": lambda: of_layer(
         [(layers.activation, "vjp"), (layers.activation, "_pullback")],
         lambda: layers.activation("mish"),
@@ -328,15 +333,29 @@ TARGETS: dict[str, Callable[[], Target]] = {
         [(layers.gated, "vjp"), module("layers.gated")._pullback],
         lambda: layers.gated(3, bias=True),
     ),
-    "transformer_decoder": lambda: of_layer(
+    "decoders": lambda: of_layer(
         [
-            (networks.transformer_decoder, "vjp"),
-            (module("networks.transformer")._hidden, "vjp"),
-            *(getattr(module("networks.transformer"), f"_{name}_pullback") for name in ("hidden", "tied", "head")),
+            (module("networks.decoder").decoder, "vjp"),
+            (module("networks.decoder")._hidden, "vjp"),
+            *(getattr(module("networks.decoder"), f"_{name}_pullback") for name in ("hidden", "tied", "head")),
         ],
         lambda: networks.transformer_decoder(5, 4, 1, 2),
         lambda: networks.transformer_decoder(5, 4, 1, 2, tied=False),
         x=jnp.asarray(CLASSES)[None],
+    ),
+    "encoder and decoder": lambda: of_layer(
+        [
+            module("networks.decoder")._on_memory_pullback,
+            (module("networks.memory").of_lengths, "vjp"),
+            *(
+                getattr(module("networks.memory"), f"_{n}_pullback")
+                for n in ("of_lengths", "given", "without_memory")
+            ),
+            (module("networks.transformer")._residual, "vjp"),
+            module("networks.transformer")._residual_pullback,
+        ],
+        lambda: networks.transformer(5, 4, 1, 2),
+        x=((jnp.asarray(CLASSES)[None], jnp.asarray([2])), jnp.asarray(CLASSES)[None]),
     ),
     "positions": lambda: of_layer(
         [

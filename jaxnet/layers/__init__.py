@@ -7,6 +7,7 @@ from jaxnet.layers.combinators import parallel as parallel
 from jaxnet.layers.combinators import repeat as repeat
 from jaxnet.layers.combinators import residual as residual
 from jaxnet.layers.combinators import serial as serial
+from jaxnet.layers.combinators import with_lengths as with_lengths
 from jaxnet.layers.convolution import conv as conv
 from jaxnet.layers.convolution import conv_transpose as conv_transpose
 from jaxnet.layers.dense import dense as dense
@@ -15,6 +16,7 @@ from jaxnet.layers.embedding import embedding as embedding
 from jaxnet.layers.embedding import positions as positions
 from jaxnet.layers.gated import gated as gated
 from jaxnet.layers.layer import Layer as Layer
+from jaxnet.layers.layer import Reader as Reader
 from jaxnet.layers.noise import gaussian_noise as gaussian_noise
 from jaxnet.layers.normalization import batch_norm as batch_norm
 from jaxnet.layers.normalization import group_norm as group_norm

@@ -12,8 +12,19 @@ from jaxnet import ops
 from jaxnet.layers.dense import dense
 from jaxnet.layers.embedding import of_integers
 from jaxnet.layers.initializers import Initializer
-from jaxnet.layers.layer import Layer, Params
+from jaxnet.layers.layer import Layer, Params, Reader
 from jaxnet.ops.attention import Window
+
+
+class Cache(NamedTuple):
+    """The keys and values of the places that were read, or of the memory, and how many each example has.
+
+    With a window there are all of them just the same: what lies before it is not looked at.
+    """
+
+    keys: Array  # (B, length, K, H)
+    values: Array  # (B, length, K, H)
+    filled: Array  # (B,)
 
 
 class _Inputs(NamedTuple):
@@ -57,7 +68,7 @@ def attention(
     bias: bool = True,
     weight_init: str | Initializer | None = None,
     implementation: str | None = None,
-) -> Layer:
+) -> Reader:
     """y = softmax(q kᵀ / √H) v Wₒ, with q = x W_q, k = m W_k and v = m W_v cut into heads: `ops.attention`.
 
     x is (B, T, E). In self-attention m is x; with `memory` the layer takes (x, m), m (B, S, M), and with `lengths`
@@ -78,12 +89,16 @@ def attention(
         weight_init: of the four maps, as in `dense`.
         implementation: see `jaxnet.ops.dispatch`.
 
+    Causal self-attention also reads piece by piece (`layers.Reader`), and so does attention to a memory: `start`
+    takes (x, m) as `init` does, `read` the pieces of x alone. The state is a `Cache`.
+
     `params` is `{"query": …, "key": …, "value": …, "output": …}`, each as of `dense`. The gradient in the lengths
     is that of integers, zeros of `jax.dtypes.float0`, as `jax.vjp` has it.
 
     Raises:
         ValueError: for sizes that aren't whole numbers ≥ 1, a K that doesn't divide N, a dropout rate outside of
-            [0, 1); in `init`, for an input of another form, or heads that don't divide E.
+            [0, 1); in `init`, for an input of another form, or heads that don't divide E; in `start`, for
+            self-attention that isn't causal, attention to a memory with places in it.
 
     Reference: Vaswani et al., Attention Is All You Need, 2017, https://arxiv.org/abs/1706.03762
     """
@@ -126,12 +141,12 @@ def attention(
             for k, (name, (a, n)) in zip(keys, sizes.items(), strict=True)
         }
 
+    def mapped(params: Params, name: str, x: Array) -> Array:
+        return _heads(ops.linear(x, *_of(params[name]), implementation=implementation), numbers[name])
+
     def apply(params: Params, x: Any, *, key: Array | None = None) -> Array:
         x, m, count = inputs.apart(x)
-        q, k, v = (
-            _heads(ops.linear(x if name == "query" else m, *_of(params[name]), implementation=implementation), n)
-            for name, n in numbers.items()
-        )
+        q, k, v = (mapped(params, name, x if name == "query" else m) for name in numbers)
         if rotary is not None:
             q, k = (ops.rotary(a, base=rotary, implementation=implementation) for a in (q, k))
         y = ops.attention(q, k, v, **options(key, count))
@@ -153,7 +168,39 @@ def attention(
         y, pullbacks["output"] = ops.linear_vjp(_joined(y), *_of(params["output"]), implementation=implementation)
         return y, Partial(partial(_pullback, inputs, heads), pullbacks)
 
-    return Layer(init, apply, vjp)
+    def start(params: Params, x: Any, length: int) -> Cache:
+        x, m, count = inputs.apart(x)
+        placed = causal or window is not None or rotary is not None
+        if (memory and placed) or (not memory and (not causal or lengths)):
+            raise ValueError(
+                "attention reads piece by piece if it is causal and of x alone, or of a memory and without "
+                "causal, window and rotary"
+            )
+        if memory:
+            count = jnp.full(m.shape[0], m.shape[1]) if count is None else count
+            return Cache(mapped(params, "key", m), mapped(params, "value", m), count.astype("int32"))
+        shape = x.shape[0], length, groups, head_features or x.shape[-1] // heads
+        return Cache(jnp.zeros(shape, x.dtype), jnp.zeros(shape, x.dtype), jnp.zeros(x.shape[0], "int32"))
+
+    def read(params: Params, state: Cache, x: Array, lengths: Array | None = None) -> tuple[Array, Cache]:
+        if memory:
+            y = ops.attention(mapped(params, "query", x), state.keys, state.values, **options(None, state.filled))
+            return ops.linear(_joined(y), *_of(params["output"]), implementation=implementation), state
+        q, k, v = (mapped(params, name, x) for name in numbers)
+        if rotary is not None:
+            q, k = (ops.rotary(a, base=rotary, offset=state.filled, implementation=implementation) for a in (q, k))
+        keys, values = _put(state.keys, k, state.filled), _put(state.values, v, state.filled)
+        y = ops.attention(q, keys, values, offset=state.filled, **options(None, None))
+        y = ops.linear(_joined(y), *_of(params["output"]), implementation=implementation)
+        return y, Cache(keys, values, state.filled + (x.shape[1] if lengths is None else lengths.astype("int32")))
+
+    return Reader.of(Layer(init, apply, vjp), start, read)
+
+
+def _put(cache: Array, piece: Array, count: Array) -> Array:
+    """The cache (B, S, …) with the piece (B, T, …) from each example's count on; past its end it is lost."""
+    places = count[:, None] + jnp.arange(piece.shape[1], dtype=count.dtype)[None]
+    return cache.at[jnp.arange(len(count))[:, None], places].set(piece, mode="drop")
 
 
 def _pullback(inputs: _Inputs, heads: int, pullbacks: dict[str, Partial], dy: Array) -> tuple[Params, Any]:

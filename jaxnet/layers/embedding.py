@@ -14,7 +14,7 @@ from jaxnet import ops
 from jaxnet.activations import accumulation_dtype
 from jaxnet.layers import initializers
 from jaxnet.layers.initializers import Initializer
-from jaxnet.layers.layer import Input, Layer, Params
+from jaxnet.layers.layer import Input, Layer, Params, Reader
 
 
 def embedding(
@@ -74,7 +74,7 @@ def positions(
     length: int | None = None,
     base: float = 10_000.0,
     table_init: str | Initializer | None = None,
-) -> Layer:
+) -> Reader:
     """y_t = x_t + P_t, x (…, T, E), so that a network of attention can tell one place from another.
 
     "sinusoidal":  P_t,2i = sin(t base^(−2i/E)),  P_t,2i+1 = cos(t base^(−2i/E)); no parameters. (Vaswani et al.,
@@ -86,6 +86,8 @@ def positions(
         length: the longest T, needed if it is learned.
         base: of the wave lengths.
         table_init: of a learned P, a name or function of `layers.initializers`; None is N(0, 0.02²).
+
+    They also read piece by piece (`layers.Reader`), x (B, T, E).
 
     `params` is `{"table": P}`, (length, E), in the dtype of x, or `()`.
 
@@ -120,7 +122,22 @@ def positions(
     def vjp(params: Params, x: Array, *, key: Array | None = None) -> tuple[Array, Partial]:
         return apply(params, x), Partial(_positions_pullback if length is None else _learned_pullback, params)
 
-    return Layer(init, apply, vjp)
+    def start(params: Params, x: Input, longest: int) -> tuple[Any, Array]:
+        if length is not None and longest > length:
+            raise ValueError(f"positions learned up to a length of {length} don't reach one of {longest}")
+        table = None if length is not None else jnp.asarray(_waves(longest, x.shape[-1], base), x.dtype)
+        return table, jnp.zeros(x.shape[0], "int32")
+
+    def read(params: Params, state: Any, x: Array, lengths: Array | None = None) -> tuple[Array, Any]:
+        table, count = state
+        places = count[:, None] + jnp.arange(x.shape[1], dtype=count.dtype)[None]
+        y = x + (params["table"] if table is None else table)[places]
+        return y, (table, count + (x.shape[1] if lengths is None else lengths.astype("int32")))
+
+    def select(state: Any, rows: Array) -> Any:
+        return state[0], state[1][rows]
+
+    return Reader.of(Layer(init, apply, vjp), start, read, select)
 
 
 def _waves(length: int, features: int, base: float) -> np.ndarray:

@@ -32,8 +32,40 @@ class Layer(NamedTuple):
     vjp: Callable[..., tuple[Any, Callable[[Any], tuple[Params, Array]]]]
 
 
-def output(layer: Layer, params: Params, x: Inputs) -> jax.ShapeDtypeStruct:
-    """Returns the shape and dtype of `layer.apply(params, x)`, without computing it."""
+class Reader(Layer):
+    """A layer of sequences that can also read them piece by piece, in inference.
+
+    ==========  ==================================================  ===========================================
+    `start`     `start(params, x, length) → state`                  `x` as in `init`; `length` of the longest
+    `read`      `read(params, state, x, lengths=None) → (y, state)`   the piece x (B, T, I), after all before it
+    `select`    `select(state, rows) → state`                       of these of the B examples, in this order
+    ==========  ==================================================  ===========================================
+
+    The y of the pieces, one after the other, are `apply`'s y of the whole. `lengths` (B,) tells how many places of
+    the piece count in each example: the next piece goes on after those.
+    """
+
+    start: Callable[..., Any]
+    read: Callable[..., tuple[Array, Any]]
+    select: Callable[[Any, Array], Any]
+
+    @classmethod
+    def of(
+        cls,
+        layer: Layer,
+        start: Callable[..., Any],
+        read: Callable[..., tuple[Array, Any]],
+        select: Callable[[Any, Array], Any] | None = None,
+    ) -> "Reader":
+        """The layer with these beside; without a `select` all arrays of the state begin with the axis B."""
+        self = cls(*layer)
+        self.start, self.read = start, read
+        self.select = select or (lambda state, rows: jax.tree.map(lambda a: a[rows], state))
+        return self
+
+
+def output(layer: Layer, params: Params, x: Inputs) -> Any:
+    """Returns the shape and dtype of `layer.apply(params, x)`, or of each array of it, without computing it."""
     return jax.eval_shape(layer.apply, params, x)
 
 

@@ -2,6 +2,8 @@
 
 x may be a pair (x, lengths): after its length a sequence is padding, which isn't read, and y is 0 there. y is an
 array all the same, so that dense layers may follow; several recurrent layers are one layer with `layers=`.
+
+From the beginning to the end they also read piece by piece (`layers.Reader`); the state is that of each layer.
 """
 
 from collections.abc import Callable
@@ -19,7 +21,7 @@ from jaxnet.layers import initializers
 from jaxnet.layers.combinators import parallel, serial
 from jaxnet.layers.dropout import dropout
 from jaxnet.layers.initializers import Initializer
-from jaxnet.layers.layer import Input, Inputs, Layer, Params
+from jaxnet.layers.layer import Input, Inputs, Layer, Params, Reader
 
 _OUTPUTS = ("sequence", "last")
 
@@ -38,7 +40,7 @@ def rnn(
     recurrent_init: str | Initializer = "orthogonal",
     bias_init: str | Initializer = "zeros",
     implementation: str | None = None,
-) -> Layer:
+) -> Reader:
     """hₜ = f(xₜ W + b + hₜ₋₁ U) from h = 0: `ops.rnn` with parameters, one layer or several.
 
     Args:
@@ -95,7 +97,7 @@ def lstm(
     recurrent_init: str | Initializer = "orthogonal",
     bias_init: str | Initializer = "zeros",
     implementation: str | None = None,
-) -> Layer:
+) -> Reader:
     """cₜ = f cₜ₋₁ + i g,  hₜ = o tanh cₜ from h = c = 0: `ops.lstm` with parameters, one layer or several.
 
     Args:
@@ -145,7 +147,7 @@ def gru(
     recurrent_init: str | Initializer = "orthogonal",
     bias_init: str | Initializer = "zeros",
     implementation: str | None = None,
-) -> Layer:
+) -> Reader:
     """hₜ = (1 − z) n + z hₜ₋₁ from h = 0: `ops.gru` with parameters, one layer or several.
 
     Args:
@@ -197,7 +199,7 @@ def _inits(*inits: str | Initializer) -> Any:
     return tuple(map(initializers.get, inits))
 
 
-def _layer(operation: _Operation, features: int, shape: _Shape) -> Layer:
+def _layer(operation: _Operation, features: int, shape: _Shape) -> Reader:
     name = operation.name
     for what, number in (("features", features), ("layers", shape.layers)):
         if not isinstance(number, int) or number < 1:
@@ -229,7 +231,35 @@ def _layer(operation: _Operation, features: int, shape: _Shape) -> Layer:
         y, pullback = stack(lengths).vjp(params, sequences, key=key)
         return y, Partial(_pullback_of_x if lengths is None else _pullback_of_pair, pullback, lengths)
 
-    return Layer(init, apply, vjp)
+    def start(params: Params, x: Input, length: int) -> tuple[Any, ...]:
+        if shape.bidirectional or shape.reverse:
+            raise ValueError(f"{name} reads piece by piece from the beginning alone; this one begins at the end")
+        h = jnp.zeros((x.shape[0], features), x.dtype)
+        return ((h, h) if name == "lstm" else h,) * shape.layers
+
+    def read(params: Params, state: Any, x: Array, lengths: Array | None = None) -> tuple[Array, Any]:
+        return _read(operation, shape.output, params, state, x, lengths)
+
+    return Reader.of(Layer(init, apply, vjp), start, read)
+
+
+def _read(
+    operation: _Operation, output: str, params: Params, state: Any, x: Array, lengths: Array | None
+) -> tuple[Array, Any]:
+    """All layers on one piece, each from its state; a dropout between them has no parameters, hence no entry."""
+    stack = [p for p in (params if isinstance(params, tuple) else (params,)) if p]
+    outputs: tuple[Array, Any] = (x, None)
+    after = []
+    for p, before in zip(stack, state, strict=True):
+        weights = map(p.get, _names(operation))
+        outputs = operation.apply(outputs[0], *weights, initial=before, lengths=lengths, **operation.options)
+        after.append(outputs[1])
+    return _used(output, outputs), tuple(after)
+
+
+def _names(operation: _Operation) -> tuple[str, ...]:
+    """The parameters of one layer, in the order of the op's arguments."""
+    return ("weight", "recurrent_weight", "bias", "recurrent_bias")[: 4 if operation.name == "gru" else 3]
 
 
 def _apart(x: Inputs) -> tuple[Any, Any]:
@@ -264,7 +294,7 @@ def _stack(operation: _Operation, features: int, shape: _Shape, between: Layer, 
 
 def _one(operation: _Operation, features: int, lengths: Array | None, output: str, reverse: bool) -> Layer:
     """One layer in one direction."""
-    names = ("weight", "recurrent_weight", "bias", "recurrent_bias")[: 4 if operation.name == "gru" else 3]
+    names = _names(operation)
     options = {**operation.options, "reverse": reverse, "lengths": lengths}
 
     def init(key: Array, x: Input) -> Params:
