@@ -224,10 +224,11 @@ class Excerpts(Batches):
             )
         pieces = np.lib.stride_tricks.sliding_window_view(ids, length + 1)
         super().__init__((pieces[:, :-1], pieces[:, 1:]), batch_size, key=key, drop_last=False, prefetch=prefetch)
-        self._starts, self._length, self.examples = len(pieces), steps, steps * batch_size
+        self._start_key, self._starts, self._length, self.examples = key, len(pieces), steps, steps * batch_size
 
     def _order(self, epoch: int) -> np.ndarray:
-        return np.asarray(jax.random.randint(jax.random.fold_in(self._key, epoch), self.examples, 0, self._starts))
+        key = jax.random.fold_in(self._start_key, epoch)
+        return np.asarray(jax.random.randint(key, (self.examples,), 0, self._starts))
 
 
 def excerpts(
