@@ -164,6 +164,48 @@ layer_attention = module("layers.attention")
 layer_pooling, layer_normalization = module("layers.pooling"), module("layers.normalization")
 
 
+def of_with_lengths() -> Target:
+    """With lengths and without."""
+    x = draw(2, 3, 2)
+    trials = []
+    for inputs in (x, (x, jnp.asarray([3, 1]))):
+        trials += of_layer(
+            [], lambda: layers.serial(layers.with_lengths(layers.dense(3)), layers.rnn(2)), x=inputs
+        )[1]
+    return [(layers.with_lengths, "vjp"), combinators._with_lengths_pullback], trials
+
+
+def of_encoder_and_decoder() -> Target:
+    """What goes from the one to the other, with layers that are smaller."""
+    decoder, memory, transformer = (module(f"networks.{name}") for name in ("decoder", "memory", "transformer"))
+    x, m, lengths = draw(2, 3, 4), draw(2, 2, 4, seed=1), jnp.asarray([2, 1])
+
+    def step(lengths: Any) -> Any:
+        attention = memory.given(layers.attention(1, memory=True, lengths=lengths is not None), lengths)
+        return layers.serial(transformer._residual(attention), memory.without_memory())
+
+    def whole() -> Any:
+        def decoder_of(lengths: Any) -> Any:
+            return networks.Decoder.of(step(lengths), select=None)
+
+        return decoder.encoder_decoder(layers.dense(4), decoder_of)
+
+    def encoder() -> Any:
+        return memory.of_lengths(
+            lambda lengths: memory.given(layers.attention(1, lengths=lengths is not None), lengths)
+        )
+
+    functions = [
+        decoder._on_memory_pullback,
+        (memory.of_lengths, "vjp"),
+        *(getattr(memory, f"_{name}_pullback") for name in ("of_lengths", "given", "without_memory")),
+        (transformer._residual, "vjp"),
+        transformer._residual_pullback,
+    ]
+    makes = [(whole, (m, x)), (partial(step, lengths), (x, m)), (encoder, (x, jnp.asarray([3, 1])))]
+    return functions, [trial for make, x in makes for trial in of_layer([], make, x=x)[1]]
+
+
 def of_attention_layer() -> Target:
     """Each form of its input."""
     x, memory, lengths = draw(2, 3, 4), draw(2, 4, 3, seed=1), jnp.array([4, 2])
@@ -287,11 +329,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
         lambda: layers.rnn(2, output="last"),
         x=(draw(2, 3, 2), jnp.asarray([3, 1])),
     ),
-    "with_lengths": lambda: of_layer(
-        [(layers.with_lengths, "vjp"), combinators._with_lengths_pullback],
-        lambda: layers.serial(layers.with_lengths(layers.dense(3)), layers.rnn(2)),
-        x=(draw(2, 3, 2), jnp.asarray([3, 1])),
-    ),
+    "with_lengths": of_with_lengths,
     "activation": lambda: of_layer(
         [(layers.activation, "vjp"), (layers.activation, "_pullback")],
         lambda: layers.activation("mish"),
@@ -343,20 +381,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
         lambda: networks.transformer_decoder(5, 4, 1, 2, tied=False),
         x=jnp.asarray(CLASSES)[None],
     ),
-    "encoder and decoder": lambda: of_layer(
-        [
-            module("networks.decoder")._on_memory_pullback,
-            (module("networks.memory").of_lengths, "vjp"),
-            *(
-                getattr(module("networks.memory"), f"_{n}_pullback")
-                for n in ("of_lengths", "given", "without_memory")
-            ),
-            (module("networks.transformer")._residual, "vjp"),
-            module("networks.transformer")._residual_pullback,
-        ],
-        lambda: networks.transformer(5, 4, 1, 2),
-        x=((jnp.asarray(CLASSES)[None], jnp.asarray([2])), jnp.asarray(CLASSES)[None]),
-    ),
+    "encoder and decoder": of_encoder_and_decoder,
     "positions": lambda: of_layer(
         [
             (layers.positions, "vjp"),
