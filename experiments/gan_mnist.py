@@ -180,7 +180,7 @@ def report(config, folder, gan, params, digits, judge, gradients, drawn, found) 
             "training time": f"{rows[-1]['seconds']:.0f} s",
         },
     )
-    page.pictures("Made digits, a column for each class", drawn[:60, ..., 0], [str(i % 10) for i in range(60)])
+    page.pictures("Made digits, and the class asked for", drawn[:60, ..., 0], [str(i % 10) for i in range(60)])
     grids = sorted((folder / "samples").glob("*.png"))
     chosen = [grids[i] for i in np.unique(np.linspace(0, len(grids) - 1, min(6, len(grids))).astype(int))]
     page.pictures(
