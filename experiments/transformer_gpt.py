@@ -47,7 +47,7 @@ class Config(cli.RunOptions):
     smoke: bool = option(False, "Try everything in seconds, on sentences made here.")
     preset: str = option("cpu", "Sizes for a machine: cpu or gpu.", click.Choice(tuple(PRESETS)))
     epochs: int = option(8, "Parts of the training, with a measurement after each.", POSITIVE)
-    prompt: str = option("\n", "What is written on from.", free=True)
+    prompt: str = option("", "What is written on from; by default the end of a line.", free=True)
     length: int = option(500, "Characters to write.", POSITIVE, free=True)
     temperature: float = option(
         0.8, "Of chance: at 0 the likeliest is written.", click.FloatRange(min=0), free=True
@@ -63,7 +63,8 @@ def main(config: Config, folder: Path) -> None:
         else sentences()
     )
     tokenizer = data.CharacterTokenizer(text.train + text.validation)
-    prompt = tokenizer.encode(config.prompt)  # before hours of training: all its characters are known
+    prompt = config.prompt or "\n"
+    start = tokenizer.encode(prompt)  # before hours of training: all its characters are known
     preset = SMOKE if config.smoke else PRESETS[config.preset]
     net = networks.transformer_decoder(
         len(tokenizer),
@@ -105,12 +106,12 @@ def main(config: Config, folder: Path) -> None:
         evaluate=lambda params: train.evaluate(net, params, held_out, {"loss": losses.cross_entropy}),
     )
 
-    print(f"\n{config.prompt.strip()}", end="")
+    print(f"\n{prompt.strip()}", end="")
     parts = []
-    for part in written(net, state.params, prompt, preset.block, config, write_key):
+    for part in written(net, state.params, start, preset.block, config, write_key):
         parts.append(tokenizer.decode(part))
         print(parts[-1], end="", flush=True)
-    report(config, folder, state.params, text, gradients, config.prompt + "".join(parts))
+    report(config, folder, state.params, text, gradients, prompt + "".join(parts))
     loss = train.read_metrics(folder / "metrics.csv")[-1]["test_loss"]
     print(f"\n\nvalidation loss {loss:.3f} nats, {loss / np.log(2):.3f} bits a character")
     print(f"report          {folder / 'report.html'}")

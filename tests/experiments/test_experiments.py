@@ -64,7 +64,9 @@ def test_help_has_every_option_with_its_default(run, name):
             assert re.search(rf" {flag} .*?\[default: {re.escape(default)}[;\]]", text), flag
 
 
-@pytest.mark.parametrize("name", WITHOUT_FILES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if "digits" in name else pytest.mark.long) for name in WITHOUT_FILES]
+)
 def test_two_runs(run, name):
     """The second loads what the first compiled, ends with the same bits, and overwrites nothing."""
     metrics, compiled = [], []

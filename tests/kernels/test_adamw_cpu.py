@@ -62,6 +62,7 @@ def supported():
     return re.findall(r"this CPU supports \((.*)\)", error)[-1].split(", ")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(isa, tmp_path):
     if isa not in supported():
@@ -81,6 +82,7 @@ def test_instruction_set_unknown():
     assert "got 'sse9'" in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
 def test_same_bits_for_any_number_of_threads(tmp_path):
     # NPROC sets the size of XLA's pool.

@@ -337,6 +337,7 @@ def output(code, **environment):
 HERE = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import test_linear_cpu as t; "
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(isa):
     supported = re.findall(r"this CPU supports \((.*)\)", child(HERE, JAXNET_ISA="none of them").stderr)
@@ -360,6 +361,7 @@ def digest():
     return found.hexdigest()
 
 
+@pytest.mark.long
 def test_same_bits_for_any_number_of_threads():
     # NPROC sets the size of XLA's pool.
     assert len({output(HERE + "print(t.digest())", NPROC=n) for n in ("1", "2", "5")}) == 1

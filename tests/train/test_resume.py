@@ -112,7 +112,7 @@ def finish(process):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_killed_again_and_again(start, uninterrupted, equal_runs, tmp_path, seed):
     draw, run = random.Random(seed), tmp_path / "runs/a"
     process = start(["--run", "a"], tmp_path)
@@ -160,6 +160,7 @@ def test_signals_name_the_command_that_goes_on(start, uninterrupted, equal_runs,
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_interruptions_stop_at_once(start, uninterrupted, equal_runs, tmp_path):
     process = start(["--run", "a"], tmp_path, SLOW="1")
     for line in process.stdout:
@@ -227,6 +228,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_full_disk(start, uninterrupted, equal_runs, small_disk, tmp_path):
     disk, enlarge = small_disk
     run = disk / "runs/a"
