@@ -52,8 +52,10 @@ def _alike(a: Array, b: Array) -> tuple[Array, Array]:
 
 @partial(custom_vjp, nondiff_argnums=(0,))
 def _correlate(geometry: Geometry, x: Array, weight: Array) -> Array:
-    few = correlation_cpu.few(geometry, weight.shape[-1], weight.shape[-2])
-    if geometry.groups == 1 and not (few and set(geometry.stride) == {1}):
+    few, (c, outputs) = correlation_cpu.few, weight.shape[-2:]
+    from_few = few(geometry, c, outputs) and typeof(x).sharding.spec[0] is None
+    to_few = few(geometry, outputs, c) and set(geometry.stride) == {1}
+    if geometry.groups == 1 and not from_few and not to_few:
         return correlation_xla.correlate(geometry, x, weight)
     return _on_cpu(correlation_cpu.correlate, correlation_xla.correlate, geometry, x, weight)
 
@@ -70,7 +72,8 @@ def _input_gradient(geometry: Geometry, y: Array, weight: Array) -> Array:
 def _weight_gradient(geometry: Geometry, sharding: NamedSharding | None, x: Array, y: Array) -> Array:
     xla = partial(correlation_xla.weight_gradient, sharding=sharding)
     # On a CPU images are taken one by one, if there are any and they don't lie on several devices explicitly.
-    if geometry.groups == 1 or x.shape[0] == 0 or typeof(x).sharding.spec[0] is not None:
+    few = correlation_cpu.few(geometry, x.shape[-1], y.shape[-1])
+    if (geometry.groups == 1 and not few) or x.shape[0] == 0 or typeof(x).sharding.spec[0] is not None:
         return xla(geometry, x, y)
     return _on_cpu(correlation_cpu.weight_gradient, xla, geometry, x, y)
 

@@ -4,6 +4,7 @@ Axes as there. What is slow, and what is done instead (measured by experiments/b
 
 * an input dilated by zeros: sub-pixel phases, s of them along each axis, each at stride 1;
 * a result of few channels: all taps' products in one product of matrices, which are then shifted and added;
+* an image of few channels: what all taps see side by side, and one product of matrices;
 * groups of few channels, such as depthwise: sums over taps of shifted products, which XLA fuses to one loop;
 * other groups: one convolution for each.
 """
@@ -34,6 +35,9 @@ def correlate(geometry: Geometry, x: Array, weight: Array) -> Array:
     """y = Σ_kc x(k, c) w[k, c], x(k, c) being what tap k sees of channel c of each group."""
     if few(geometry, weight.shape[-1], weight.shape[-2]) and set(geometry.stride) == {1}:
         return _multiplied_first(_turned(geometry), x, transposed(weight, 1))
+    if few(geometry, weight.shape[-2], weight.shape[-1]):
+        y = _product(_patches(geometry, x).T, weight.reshape(-1, weight.shape[-1]))
+        return y.reshape(x.shape[0], *geometry.output, weight.shape[-1])
     if not _small(geometry, weight.shape[-2], weight.shape[-1] // geometry.groups):
         return _by_group(correlation_xla.correlate, geometry, x, weight)
     # A padded batch would be as large as x, and the system's new memory costs more than the sums.
@@ -101,7 +105,7 @@ def _multiplied_first(geometry: Geometry, y: Array, weight: Array) -> Array:
     sizes = zip(extents, blocks, stride, geometry.dilation, strict=True)
     whole = [(0, m * s - extent, d - 1) for extent, m, s, d in sizes]
     products = _pad(weight, 0, whole).reshape(-1, weight.shape[-1])  # (K C, O)
-    z = jnp.matmul(y, products.T, preferred_element_type=accumulation_dtype(y.dtype))
+    z = _product(y, products.T)
     taps = [size for axis in zip(blocks, stride, strict=True) for size in axis]
     z = lax.optimization_barrier(
         z.reshape(*y.shape[:-1], *taps, weight.shape[-2])
@@ -123,6 +127,16 @@ def _pad(a: Array, first: int, ends: Sequence[tuple[int, int, int]]) -> Array:
     """The axes from `first` on with zeros before, after and between."""
     none = [(0, 0, 0)]
     return lax.pad(a, jnp.zeros((), a.dtype), [*none * first, *ends, *none * (a.ndim - first - len(ends))])
+
+
+def _patches(geometry: Geometry, x: Array) -> Array:
+    """(K C, N P): what each tap sees of each channel."""
+    seen = [part.reshape(-1) for *_, part in _seen(geometry, lax.optimization_barrier(padded(geometry, x)))]
+    return lax.optimization_barrier(jnp.stack(seen))
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, preferred_element_type=accumulation_dtype(a.dtype))
 
 
 def _turned(geometry: Geometry) -> Geometry:
@@ -172,6 +186,8 @@ def _interleaved(geometry: Geometry, phases: list[Array]) -> Array:
 def weight_gradient(geometry: Geometry, x: Array, y: Array) -> Array:
     """w[k, c] = Σ_np x(k, c) y, in blocks of rows whose accumulators, one for each k and c, stay in the cache."""
     c, outputs = x.shape[-1] // geometry.groups, y.shape[-1]
+    if few(geometry, c, outputs):
+        return _product(_patches(geometry, x), y.reshape(-1, outputs)).reshape(*geometry.window, c, outputs)
     if not _small(geometry, c, outputs // geometry.groups):
         return _by_group(correlation_xla.weight_gradient, geometry, x, y)
     dtype = accumulation_dtype(x.dtype)

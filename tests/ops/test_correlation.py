@@ -59,6 +59,22 @@ def test_sub_pixel_phases_for_random_geometry(seed, x64):
         close(jax.jit(partial(road, geometry))(dy, args[1]), expected)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_an_image_of_few_channels_for_random_geometry(seed, x64):
+    """What its taps see side by side."""
+    rng = random.Random(seed)
+    axes, channels = rng.choice([1, 2, 3]), (rng.choice([1, 2]), 40)
+    choices = [3, 5, 7], [1, 2, 3], [1, 2, 3], [1, 2]
+    image, window, stride, dilation = (tuple(rng.choice(c) for _ in range(axes)) for c in choices)
+    args = arguments(image, window, channels, bias=False)
+    geometry = geometry_of(args, stride, "SAME", dilation)
+    dy = draw(2, *geometry.output, 40, seed=9)
+    y, (_, dweight, *_) = by_autodiff(Static(convolution.reference, geometry), args, dy)
+    assert correlation_cpu.few(geometry, *channels) or window == (1,) * axes or axes == 3
+    close(jax.jit(partial(correlation_cpu.correlate, geometry))(*args[:2]), y)
+    close(jax.jit(partial(correlation_cpu.weight_gradient, geometry))(args[0], dy), dweight)
+
+
 def test_the_maps_are_each_others_gradients(x64):
     """T(x, w, y) from each map, and its gradient in each argument."""
     args = arguments((5, 4), (3, 2), (2, 4), 2, bias=False)
