@@ -23,7 +23,7 @@ class Config(cli.RunOptions):
     data: str = option("", "Folder of the four IDX files, or of mnist/ with them; by default $JAXNET_DATA.")
     smoke: bool = option(False, "Try everything in seconds, on the 8×8 digits of scikit-learn.")
     code_sizes: tuple[int, ...] = option((2, 32), "Numbers in the codes: an autoencoder for each.")
-    hidden: tuple[int, ...] = option((512, 256, 128), "Widths of the encoders' hidden layers.")
+    hidden: tuple[int, ...] = option((1024, 512), "Widths of the encoders' hidden layers.")
     latent_size: int = option(16, "Numbers in the code of the variational autoencoder.", POSITIVE)
     noise: float = option(0.3, "Deviation of noise on the pixels while an autoencoder learns.", FloatRange(min=0))
     epochs: int = option(20, "Passes over the training data, for each network.", POSITIVE)
