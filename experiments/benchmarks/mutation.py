@@ -5,14 +5,14 @@
     python experiments/benchmarks/mutation.py --of 6 --sample 3   # three mutants of each of six, as .ci/run does
 
 Exit code 1 if a mutant survived. An op is added by a line in `TARGETS`: its functions, and the trials that
-between them take every branch (those of the ops are made in mutation_ops.py).
+between them take every branch (those of the ops are made in mutation_ops.py, of the layers in mutation_layers.py).
 """
 
 import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from mutation_layers import LAYERS
 from mutation_ops import (
     HALF,
     IMAGE,
@@ -47,8 +48,8 @@ from mutation_ops import (
     of_windows,
 )
 
-from jaxnet import activations, layers, losses, networks, verify
-from jaxnet.verify.trials import Trial, layer_trial, trial
+from jaxnet import activations, losses, verify
+from jaxnet.verify.trials import Trial, trial
 
 # ---------------------------------------------------------------------------------------- activations
 
@@ -142,88 +143,6 @@ CLASSES = np.array([0, 4, 1, 1, 2], np.int32)
 PROBABILITIES = activations.softmax(draw(5, 5, seed=1))
 
 
-# --------------------------------------------------------------------------------------------- layers
-
-KEY, TRAINING = jax.random.key(0), jax.random.key(7)
-
-
-def of_layer(functions: Sequence[Any], *makes: Callable[[], Any], random: Any = None, x: Any = None) -> Target:
-    """`random` makes a layer that draws from a key."""
-    x = draw(4, 4) if x is None else x
-    training = [layer_trial(random, KEY, x, training_key=TRAINING)] if random else []
-    return functions, [*(layer_trial(make, KEY, x) for make in makes), *training]
-
-
-def two_dense(**options: Any) -> Any:
-    return layers.parallel(layers.dense(4), layers.dense(4, activation="tanh"), **options)
-
-
-combinators = module("layers.combinators")
-reshape = module("layers.reshape")
-layer_attention = module("layers.attention")
-layer_pooling, layer_normalization = module("layers.pooling"), module("layers.normalization")
-
-
-def of_with_lengths() -> Target:
-    """With lengths and without."""
-    x = draw(2, 3, 2)
-    trials = []
-    for inputs in (x, (x, jnp.asarray([3, 1]))):
-        trials += of_layer(
-            [], lambda: layers.serial(layers.with_lengths(layers.dense(3)), layers.rnn(2)), x=inputs
-        )[1]
-    return [(layers.with_lengths, "vjp"), combinators._with_lengths_pullback], trials
-
-
-def of_encoder_and_decoder() -> Target:
-    """What goes from the one to the other, with layers that are smaller."""
-    decoder, memory, transformer = (module(f"networks.{name}") for name in ("decoder", "memory", "transformer"))
-    x, m, lengths = draw(2, 3, 4), draw(2, 2, 4, seed=1), jnp.asarray([2, 1])
-
-    def step(lengths: Any) -> Any:
-        attention = memory.given(layers.attention(1, memory=True, lengths=lengths is not None), lengths)
-        return layers.serial(transformer._residual(attention), memory.without_memory())
-
-    def whole() -> Any:
-        def decoder_of(lengths: Any) -> Any:
-            return networks.Decoder.of(step(lengths), select=None)
-
-        return decoder.encoder_decoder(layers.dense(4), decoder_of)
-
-    def encoder() -> Any:
-        return memory.of_lengths(
-            lambda lengths: memory.given(layers.attention(1, lengths=lengths is not None), lengths)
-        )
-
-    functions = [
-        decoder._on_memory_pullback,
-        (memory.of_lengths, "vjp"),
-        *(getattr(memory, f"_{name}_pullback") for name in ("of_lengths", "given", "without_memory")),
-        (transformer._residual, "vjp"),
-        transformer._residual_pullback,
-    ]
-    makes = [(whole, (m, x)), (partial(step, lengths), (x, m)), (encoder, (x, jnp.asarray([3, 1])))]
-    return functions, [trial for make, x in makes for trial in of_layer([], make, x=x)[1]]
-
-
-def of_attention_layer() -> Target:
-    """Each form of its input."""
-    x, memory, lengths = draw(2, 3, 4), draw(2, 4, 3, seed=1), jnp.array([4, 2])
-    _, trials = of_layer(
-        [],
-        lambda: layers.attention(2, rotary=7.0, bias=False, causal=True),
-        random=lambda: layers.attention(2, dropout_rate=0.4),
-        x=x,
-    )
-    for options, inputs in (
-        ({"memory": True}, (x, memory)),
-        ({"lengths": True}, (x, lengths)),
-        ({"memory": True, "lengths": True}, (x, memory, lengths)),
-    ):
-        trials += of_layer([], partial(layers.attention, 2, **options), x=inputs)[1]
-    return [(layers.attention, "vjp"), layer_attention._pullback, layer_attention._Inputs.together], trials
-
-
 TARGETS: dict[str, Callable[[], Target]] = {
     "linear": of_linear,
     "linear's second order": of_product,
@@ -259,7 +178,15 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "correlation": of_correlation,
     "correlation_xla": lambda: of_roads("correlation_xla", "input_gradient", "weight_gradient", "transposed"),
     "correlation_cpu": lambda: of_roads(
-        "correlation_cpu", "input_gradient", "_phase", "_multiplied_first", "_interleaved", "weight_gradient"
+        "correlation_cpu",
+        "input_gradient",
+        "_phase",
+        "_shifted",
+        "_multiplied_first",
+        "_interleaved",
+        "weight_gradient",
+        "_add_rows",
+        "_patches",
     ),
     "rnn": of_rnn,
     "lstm": of_lstm,
@@ -305,123 +232,12 @@ TARGETS: dict[str, Callable[[], Target]] = {
         of_loss("squared_error", (LOGITS, draw(5, 5, seed=1), {}))[1]
         + of_loss("kl_divergence", (activations.log_softmax(LOGITS), PROBABILITIES, {}))[1],
     ),
-    "dense": lambda: of_layer(
-        [module("layers.dense")._pullback, (layers.dense, "vjp")],
-        lambda: layers.dense(4, activation="tanh"),
-        lambda: layers.dense(4, bias=False),
-    ),
-    "layers' conv": lambda: of_layer(
-        [module("layers.convolution")._pullback, module("layers.convolution")._pullback_through],
-        lambda: layers.conv(2, 2, activation="tanh"),
-        lambda: layers.conv(2, 2, bias=False),
-        lambda: layers.conv_transpose(2, 2, stride=2, activation="relu"),
-        x=draw(2, 3, 2),
-    ),
-    "recurrent layers": lambda: of_layer(
-        [module("layers.recurrent")._pullback, module("layers.recurrent")._pullback_of_x],
-        lambda: layers.lstm(2, output="last"),
-        lambda: layers.gru(2, bidirectional=True),
-        lambda: layers.rnn(2, bias=False, reverse=True),
-        x=draw(2, 3, 2),
-    ),
-    "recurrent layers with lengths": lambda: of_layer(
-        [module("layers.recurrent")._pullback_of_pair],
-        lambda: layers.rnn(2, output="last"),
-        x=(draw(2, 3, 2), jnp.asarray([3, 1])),
-    ),
-    "with_lengths": of_with_lengths,
-    "activation": lambda: of_layer(
-        [(layers.activation, "vjp"), (layers.activation, "_pullback")],
-        lambda: layers.activation("mish"),
-        lambda: layers.activation("softmax", axis=0),
-    ),
-    "dropout": lambda: of_layer(
-        [(layers.dropout, "vjp"), (layers.dropout, "_pullback"), module("layers.dropout")._identity],
-        random=lambda: layers.serial(layers.dropout(0.0), layers.dropout(0.4)),
-    ),
-    "reshape": lambda: of_layer([(reshape.reshape, "vjp")], lambda: layers.reshape(3, -1), x=draw(6, 2, 3)),
-    "pooling": lambda: of_layer(
-        [(layer_pooling._layer, "vjp"), layer_pooling._pullback],
-        lambda: layers.serial(layers.max_pool(2), layers.upsample(2), layers.global_avg_pool()),
-        x=draw(2, 4, 4, 3),
-    ),
-    "normalisation": lambda: of_layer(
-        [(layer_normalization._affine, "vjp"), layer_normalization._affine_pullback, layer_normalization._named],
-        layers.layer_norm,
-        layers.rms_norm,
-        lambda: layers.layer_norm(scale=False),
-        lambda: layers.group_norm(2, bias=False),
-    ),
-    "normalisation of the batch": lambda: of_layer(
-        [
-            (layers.batch_norm, "vjp"),
-            layer_normalization._inference_pullback,
-            layer_normalization._training_pullback,
-        ],
-        lambda: layers.batch_norm(scale=False, bias=False),
-        random=lambda: layers.batch_norm(eps=0.1),
-    ),
-    "layers' attention": of_attention_layer,
-    "layers' embedding": lambda: of_layer(
-        [(layers.embedding, "vjp"), module("layers.embedding")._pullback],
-        lambda: layers.embedding(5, 4),
-        x=jnp.asarray(CLASSES),
-    ),
-    "gated": lambda: of_layer(
-        [(layers.gated, "vjp"), module("layers.gated")._pullback],
-        lambda: layers.gated(3, bias=True),
-    ),
-    "decoders": lambda: of_layer(
-        [
-            (module("networks.decoder").decoder, "vjp"),
-            (module("networks.decoder")._hidden, "vjp"),
-            *(getattr(module("networks.decoder"), f"_{name}_pullback") for name in ("hidden", "tied", "head")),
-        ],
-        lambda: networks.transformer_decoder(5, 4, 1, 2),
-        lambda: networks.transformer_decoder(5, 4, 1, 2, tied=False),
-        x=jnp.asarray(CLASSES)[None],
-    ),
-    "encoder and decoder": of_encoder_and_decoder,
-    "positions": lambda: of_layer(
-        [
-            (layers.positions, "vjp"),
-            module("layers.embedding")._positions_pullback,
-            module("layers.embedding")._learned_pullback,
-        ],
-        lambda: layers.positions("sinusoidal"),
-        lambda: layers.positions("learned", length=5),
-        x=draw(2, 3, 4),
-    ),
-    "serial": lambda: of_layer(
-        [(layers.serial, "vjp"), combinators._serial_pullback],
-        lambda: layers.serial(*(layers.dense(4, activation=f) for f in ("tanh", "silu", None))),
-        random=lambda: layers.serial(layers.dropout(0.4), layers.dense(4), layers.dropout(0.2)),
-    ),
-    "parallel": lambda: of_layer(
-        [(layers.parallel, "vjp"), combinators._parallel_pullback],
-        two_dense,
-        partial(two_dense, axis=0),
-        partial(two_dense, combine="add"),
-        random=lambda: layers.parallel(layers.dropout(0.4), layers.dense(3), layers.dropout(0.2)),
-    ),
-    "repeat": lambda: of_layer(
-        [(layers.repeat, "vjp"), combinators._repeat_pullback],
-        lambda: layers.repeat(layers.dense(4, activation="tanh"), 2),
-        random=lambda: layers.repeat(layers.dropout(0.3), 2),
-    ),
-    "gaussian_noise": lambda: of_layer(
-        [(layers.gaussian_noise, "vjp"), module("layers.noise")._pullback],
-        random=lambda: layers.gaussian_noise(0.4),
-    ),
-    "variational_autoencoder": lambda: of_layer(
-        [(networks.variational_autoencoder, "vjp"), module("networks.autoencoder")._variational_pullback],
-        random=lambda: networks.variational_autoencoder(4, 3, hidden=[3], activation="tanh"),
-    ),
     "negative_elbo": of_negative_elbo,
     "gradient_penalty": lambda: (
         [module("losses.adversarial")._norm.jvp],
         [trial(partial(losses.gradient_penalty, slope=0.5), draw(3, 2, 2, scale=scale)) for scale in (1.5, 0.1)],
     ),
+    **LAYERS,
 }
 
 

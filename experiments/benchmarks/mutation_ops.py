@@ -312,7 +312,8 @@ def of_roads(name: str, *functions: str) -> Target:
         def by_hand(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, ...]:
             y = dy.astype(x.dtype)
             dx = roads.input_gradient(geometry, y, weight)
-            if name == "correlation_cpu" and geometry.groups > 1:
+            few = module("ops.correlation_cpu").few(geometry, *shapes[1][-2:])
+            if name == "correlation_cpu" and (few or geometry.groups > 1):
                 return dx, roads.weight_gradient(geometry, x, y)
             sharding = jax.typeof(weight).sharding if "stride" in options else None  # of a first or a higher order
             return dx, plain.weight_gradient(geometry, x, y, sharding)

@@ -1,7 +1,6 @@
 """Spoken digits from WAV files as FSDD has them, and the log-mel spectrum beside its formula in float64."""
 
 import io
-import os
 import tarfile
 import wave
 
@@ -212,9 +211,8 @@ def test_whole_numbers_have_no_spectrum():
         data.log_mel(jnp.ones(400, jnp.int16))
 
 
-@pytest.mark.skipif("JAXNET_DATA" not in os.environ, reason="JAXNET_DATA names no folder with the real files")
-def test_the_real_digits():
-    found = data.spoken_digits()
+def test_the_real_digits(real_data):
+    found = data.spoken_digits(real_data("fsdd"))
     (x, lengths), y = found.train
     (_, test_lengths), test_y = found.test
     assert (x.shape, len(test_y)) == ((2700, 18262), 300)

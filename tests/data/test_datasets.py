@@ -1,9 +1,7 @@
 """Data sets and the IDX format, on real files."""
 
 import gzip
-import os
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,11 +124,8 @@ def test_what_is_missing_is_named(small_mnist, monkeypatch):
         data.mnist(small_mnist)
 
 
-def test_the_real_mnist():
-    folder = Path(os.environ.get("JAXNET_DATA") or Path(__file__).parents[3] / "shared" / "data")
-    if not (folder / "mnist").is_dir():
-        pytest.skip("no MNIST: set JAXNET_DATA to the folder with mnist/")
-    mnist = data.mnist(folder)
+def test_the_real_mnist(real_data):
+    mnist = data.mnist(real_data("mnist"))
     assert [a.shape for a in (*mnist.train, *mnist.test)] == [(60000, 784), (60000,), (10000, 784), (10000,)]
     assert list(mnist.train[1][:6]) == [5, 0, 4, 1, 9, 2]
     assert list(np.bincount(mnist.test[1])) == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]

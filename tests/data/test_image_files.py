@@ -2,9 +2,7 @@
 
 import io
 import json
-import os
 import tarfile
-import warnings
 
 import numpy as np
 import pytest
@@ -178,12 +176,9 @@ def test_strangers():
         data.faces(strangers=40)
 
 
-@pytest.mark.skipif("JAXNET_DATA" not in os.environ, reason="JAXNET_DATA names no folder with the real files")
-def test_the_real_ones():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        series = data.nab()
-        cells = data.blood_cells()
+def test_the_real_ones(real_data):
+    folder = real_data("nab", "bccd", "faces", "cifar10")
+    series, cells = data.nab(folder), data.blood_cells(folder)
     assert (len(series), sum(len(s.windows) for s in series), sum(len(s.values) for s in series)) == (
         58,
         116,
@@ -192,3 +187,12 @@ def test_the_real_ones():
     parts = cells.train, cells.validation, cells.test
     assert [len(part.images) for part in parts] == [205, 87, 72]
     assert sum(len(boxes) for part in parts for boxes in part.boxes) == 4155 + 372 + 361 - 2
+    people, pictures = data.faces(folder), data.cifar10(folder)
+    sizes = [len(y) for _, y in (people.train, people.test, pictures.train, pictures.test)]
+    assert sizes == [300, 100, 50000, 10000]
+        300,
+        100,
+        50000,
+        10000,
+    ]
+    np.testing.assert_array_equal(np.bincount(pictures.test[1]), [1000] * 10)

@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import os
 import tarfile
 import zipfile
 
@@ -231,26 +230,26 @@ def test_a_series_to_be_forecast(tmp_path):
         data.ett(tmp_path, history=2881)
 
 
-@pytest.mark.skipif("JAXNET_DATA" not in os.environ, reason="JAXNET_DATA names no folder with the real files")
-def test_the_real_ones():
-    text = data.shakespeare()
+def test_the_real_ones(real_data):
+    folder = real_data("shakespeare", "multi30k", "sst2", "dialogue", "ett")
+    text = data.shakespeare(folder)
     assert (len(text.train), len(text.validation)) == (1003854, 111540)
     assert len(data.CharacterTokenizer(text.train)) == 65
     assert text.train.startswith("First Citizen:\n")
-    pairs = data.multi30k(target="fr")
+    pairs = data.multi30k(folder, target="fr")
     parts = pairs.train, pairs.validation, pairs.test
     assert [(len(x), len(y)) for x, y in parts] == [(29000, 29000), (1014, 1014), (1000, 1000)]
-    films = data.sst2()
+    films = data.sst2(folder)
     counts = [list(np.bincount(y)) for _, y in (films.train, films.validation, films.test)]
     assert counts == [[3310, 3610], [428, 444], [912, 909]]
-    clean, whole = data.daily_dialog(), data.daily_dialog(drop_known=False)
+    clean, whole = data.daily_dialog(folder), data.daily_dialog(folder, drop_known=False)
     parts = whole.train, whole.validation, whole.test
     assert [(len(part), sum(map(len, part))) for part in parts] == [(11118, 87171), (1000, 8069), (1000, 7740)]
     assert len(clean.train) == 10946
-    talks = data.chatterbot()
+    talks = data.chatterbot(folder)
     assert len(talks) == 2025
     assert min(map(len, talks)) == 2
     for name, rows in (("ETTh1", 2880), ("ETTm1", 11520)):
-        series = data.ett(name=name)
+        series = data.ett(folder, name)
         assert [len(part) for part in (series.train, series.validation, series.test)] == [3 * rows, rows, rows]
-    assert data.ett().mean[-1] == pytest.approx(17.128262)
+    assert data.ett(folder).mean[-1] == pytest.approx(17.128262)
