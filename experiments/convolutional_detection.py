@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw
 
 from jaxnet import activations, cli, data, layers, losses, train
 from jaxnet.cli import POSITIVE, option
-from jaxnet.data.images import Boxes, Detection
 
 CELL = 8  # pixels: the network says for each cell of this size whether the middle of an object is in it
 UNIT = 16.0  # pixels: of widths and heights
@@ -222,7 +221,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return both / (areas[0][:, None] + areas[1] - both)
 
 
-def precision(found: list[Found], truth: Boxes, kind: int) -> Precision:
+def precision(found: list[Found], truth: data.Boxes, kind: int) -> Precision:
     """Average precision at an overlap of 0.5: an object counts once, for the surest box that overlaps it most.
 
     The area under the curve of precision against recall, made to fall. (Everingham et al., "The PASCAL visual
@@ -247,7 +246,7 @@ def precision(found: list[Found], truth: Boxes, kind: int) -> Precision:
     return Precision(area, hit[sure].mean() if sure.any() else 0.0, hit[sure].sum() / max(total, 1), total)
 
 
-def reflected(*parts: Boxes) -> Boxes:
+def reflected(*parts: data.Boxes) -> data.Boxes:
     """The pictures of all parts, and their reflections: left to right, top to bottom, both."""
     images, boxes = np.concatenate([part.images for part in parts]), [b for part in parts for b in part.boxes]
     labels, names = [of for part in parts for of in part.labels], [of for part in parts for of in part.names]
@@ -255,16 +254,16 @@ def reflected(*parts: Boxes) -> Boxes:
     sideways = [np.array([width, 0, width, 0]) + b[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] for b in boxes]
     images, boxes = np.concatenate([images, images[:, :, ::-1]]), boxes + sideways
     down = [np.array([0, height, 0, height]) + b[:, [0, 3, 2, 1]] * [1, -1, 1, -1] for b in boxes]
-    return Boxes(np.concatenate([images, images[:, ::-1]]), boxes + down, labels * 4, names * 4)
+    return data.Boxes(np.concatenate([images, images[:, ::-1]]), boxes + down, labels * 4, names * 4)
 
 
-def discs() -> Detection:
+def discs() -> data.Detection:
     """Small, middling and large discs, each of its colour, on a noisy ground."""
     rng = np.random.default_rng(0)
     height, width, radii = 64, 96, (5, 9, 15)
     down, across = np.mgrid[:height, :width]
 
-    def part(pictures: int) -> Boxes:
+    def part(pictures: int) -> data.Boxes:
         images, boxes, labels = rng.integers(150, 200, (pictures, height, width, 3), np.uint8), [], []
         for image in images:
             kinds = rng.integers(0, 3, 4)
@@ -273,9 +272,9 @@ def discs() -> Detection:
                 image[(across - x) ** 2 + (down - y) ** 2 < radius**2] = COLOURS[kind]
             boxes.append(np.array([(x - r, y - r, x + r, y + r) for x, y, r in places]))
             labels.append(kinds)
-        return Boxes(images, boxes, labels, [f"picture {i + 1}" for i in range(pictures)])
+        return data.Boxes(images, boxes, labels, [f"picture {i + 1}" for i in range(pictures)])
 
-    return Detection("Discs", part(24), part(8), part(8), ("small", "middling", "large"), "drawn here")
+    return data.Detection("Discs", part(24), part(8), part(8), ("small", "middling", "large"), "drawn here")
 
 
 def outlined(image: np.ndarray, found: Found) -> np.ndarray:

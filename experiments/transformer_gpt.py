@@ -32,7 +32,7 @@ PRESETS = {
     "cpu": Preset(4, 4, 128, 64, 12, 2000, 0.0),
     "gpu": Preset(6, 6, 384, 256, 64, 5000, 0.2),
 }
-SMOKE = Preset(1, 2, 32, 16, 8, 24, 0.0)
+SMOKE = {"depth": 1, "heads": 2, "features": 32, "block": 16, "batch_size": 8, "steps": 24}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +55,14 @@ class Config(cli.RunOptions):
 
 
 def main(config: Config, folder: Path) -> None:
-    text = (
-        data.characters(config.text)
-        if config.text
-        else data.shakespeare(config.data or None)
-        if not config.smoke
-        else sentences()
-    )
+    if config.text:
+        text = data.characters(config.text)
+    else:
+        text = sentences() if config.smoke else data.shakespeare(config.data or None)
     tokenizer = data.CharacterTokenizer(text.train + text.validation)
     prompt = config.prompt or "\n"
     start = tokenizer.encode(prompt)  # before hours of training: all its characters are known
-    preset = SMOKE if config.smoke else PRESETS[config.preset]
+    preset = PRESETS[config.preset]._replace(**SMOKE if config.smoke else {})
     net = networks.transformer_decoder(
         len(tokenizer),
         preset.features,

@@ -146,10 +146,11 @@ def test_resume_takes_the_options_of_the_run(run, folder):
     code, _, errors = run(sys.executable, EXPERIMENT, "--resume", "--run", "a", "--hidden", "4,2")
     assert (code, errors) == (0, "")
     assert len(train.read_metrics(folder / "runs/a/metrics.csv")) == 2 * 5
-    code, _, _ = run(sys.executable, EXPERIMENT, "--resume", "--run", "a", "--epochs", "3")
+    code, _, _ = run(sys.executable, EXPERIMENT, "--resume", "--run", "a", "--epochs", "3", "--note", "more")
     assert code == 0
     assert len(train.read_metrics(folder / "runs/a/metrics.csv")) == 3 * 5
-    assert json.loads((folder / "runs/a/config.json").read_text())["options"]["hidden"] == [4, 2]
+    options = json.loads((folder / "runs/a/config.json").read_text())["options"]
+    assert (options["hidden"], options["note"]) == ([4, 2], "more")
 
 
 def test_the_latest_run_is_resumed(run, folder, tmp_path_factory, environment):

@@ -13,7 +13,7 @@ x is 0 outside of the image. T is linear in each argument, so the gradients of e
 they are closed under differentiation, and a backward pass of any order is made of these three alone.
 
 Each is one convolution of XLA's (`correlation_xla`). On a CPU some of those run 10 to 100 times slower than
-others: there a strided `input_gradient`, a result of few channels and all groups take another road
+others: there a strided `input_gradient`, an image or a result of few channels and all groups take another road
 (`correlation_cpu`).
 """
 
@@ -71,8 +71,8 @@ def _input_gradient(geometry: Geometry, y: Array, weight: Array) -> Array:
 @partial(custom_vjp, nondiff_argnums=(0, 1))
 def _weight_gradient(geometry: Geometry, sharding: NamedSharding | None, x: Array, y: Array) -> Array:
     xla = partial(correlation_xla.weight_gradient, sharding=sharding)
-    # On a CPU images are taken one by one, if there are any and they don't lie on several devices explicitly.
     few = correlation_cpu.few(geometry, x.shape[-1], y.shape[-1])
+    # On a CPU images are taken one by one, if there are any and they don't lie on several devices explicitly.
     if (geometry.groups == 1 and not few) or x.shape[0] == 0 or typeof(x).sharding.spec[0] is not None:
         return xla(geometry, x, y)
     return _on_cpu(correlation_cpu.weight_gradient, xla, geometry, x, y)

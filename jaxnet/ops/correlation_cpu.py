@@ -23,7 +23,7 @@ from jaxnet.ops.correlation_xla import Geometry, Ints, padded, transposed
 
 Map = Callable[[Geometry, Array, Array], Array]
 
-_FEW = 4  # channels of a result whose taps are multiplied first and added afterwards
+_FEW = 4  # channels of an image or a result that are few
 _SMALL_GROUP = 64  # C · O: above it products of matrices are faster
 _MOST_TERMS = 512  # of one sum, each of which is code
 _TERMS_A_LOOP = 32  # the compiler's time grows faster than the number of terms in a loop
@@ -89,7 +89,7 @@ def input_gradient(geometry: Geometry, y: Array, weight: Array) -> Array:
 
 
 def few(geometry: Geometry, channels: int, others: int) -> bool:
-    """Whether a result has so few channels that its taps are multiplied first: K C of them, from O channels."""
+    """Whether an image or a result has so few channels that one product of all its K C taps by O channels pays."""
     taps = math.prod((k - 1) * d + 1 for k, d in zip(geometry.window, geometry.dilation, strict=True))
     return geometry.groups == 1 and channels <= _FEW and 1 < taps * channels <= 2 * others
 
@@ -116,10 +116,10 @@ def _multiplied_first(geometry: Geometry, y: Array, weight: Array) -> Array:
     for m in product(*map(range, blocks)):
         part = z[(..., *(index for i in m for index in (i, slice(None))), slice(None))]
         total += _pad(part, 1, [(i, last - 1 - i, 0) for i, last in zip(m, blocks, strict=True)])
-    side_by_side = [axis for i in range(1, n + 1) for axis in (i, n + i)]
-    lengths = [u * s for u, s in zip(places, stride, strict=True)]
-    total = total.transpose(0, *side_by_side, 2 * n + 1).reshape(y.shape[0], *lengths, z.shape[-1])
-    axes = zip(geometry.before, geometry.image, lengths, strict=True)
+    total = total.transpose(0, *(axis for i in range(1, n + 1) for axis in (i, n + i)), 2 * n + 1)
+    for axis in range(1, n + 1):  # one after the other: an explicit sharding can be followed through each
+        total = lax.collapse(total, axis, axis + 2)
+    axes = zip(geometry.before, geometry.image, total.shape[1:-1], strict=True)
     return _pad(total, 1, [(-a, image + a - length, 0) for a, image, length in axes])
 
 

@@ -190,9 +190,4 @@ def test_the_real_ones(real_data):
     people, pictures = data.faces(folder), data.cifar10(folder)
     sizes = [len(y) for _, y in (people.train, people.test, pictures.train, pictures.test)]
     assert sizes == [300, 100, 50000, 10000]
-        300,
-        100,
-        50000,
-        10000,
-    ]
     np.testing.assert_array_equal(np.bincount(pictures.test[1]), [1000] * 10)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxnet.data.images import Boxes
+from jaxnet.data import Boxes
 
 PATH = Path(__file__).parents[2] / "experiments" / "convolutional_detection.py"
 

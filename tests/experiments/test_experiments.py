@@ -110,6 +110,29 @@ def test_smoke(run, name):
     assert all(train.read_metrics(path) for path in made.rglob("metrics.csv"))
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["convolutional_cifar10", "transformer_gpt"])
+def test_the_preset_for_a_gpu(run, name):
+    done = run(name, "--smoke", "--preset", "gpu", "--epochs", "1", "--run", f"{name}-gpu")
+    assert (done.returncode, done.stderr) == (0, "")
+    config = json.loads((run.cwd / f"runs/{name}-gpu/config.json").read_text())
+    assert config["options"]["preset"] == "gpu"
+
+
+@pytest.mark.long
+def test_a_text_of_ones_own_is_written_on_from_another_prompt(run):
+    (run.cwd / "mine.txt").write_text("one two three four five six seven eight nine ten\n" * 40)
+    options = "--smoke", "--text", "mine.txt", "--epochs", "1", "--run", "mine", "--length", "20"
+    assert run("transformer_gpt", *options, "--temperature", "0").returncode == 0
+    metrics = (run.cwd / "runs/mine/metrics.csv").read_text()
+    done = run("transformer_gpt", "--resume", "--run", "mine", "--prompt", "three ", "--length", "9")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^three[a-z \n]{9}\n\nvalidation loss", done.stdout, re.MULTILINE)
+    assert (run.cwd / "runs/mine/metrics.csv").read_text() == metrics
+    done = run("transformer_gpt", "--resume", "--run", "mine", "--prompt", "€")
+    assert only_error(done).startswith("error: character 0 of the text, '€', is not one of the")
+
+
 def test_config_json(run):
     options = ("--seed", "3", "--hidden", "5,4", "--activation", "tanh")
     assert run("feedforward_cancer", "--run", "named", "--epochs", "1", *options).returncode == 0

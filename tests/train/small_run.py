@@ -63,6 +63,7 @@ class Config(cli.RunOptions):
     hidden: tuple[int, ...] = option((4, 2), "Some numbers.")
     epochs: int = option(20, "Passes over the data.", POSITIVE)
     steps: int = option(1, "Steps in a call.", POSITIVE)
+    note: str = option("", "Of no consequence for what is trained.", free=True)
 
 
 def main(config: Config, folder: Path) -> None:
