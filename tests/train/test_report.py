@@ -253,6 +253,16 @@ def test_page_is_well_formed_and_needs_nothing_else(full, tmp_path):
     assert len(html) < 1_500_000
 
 
+def test_wide_pictures_are_large_and_a_second_line_has_its_colour(full, tmp_path):
+    html = page_of(full, tmp_path)
+    large = html.split('<div class="pictures large">')[1].split("</div>")[0]
+    assert large.count("<img ") == 2
+    assert "pixels" not in large
+    b, c = (html.split(f'aria-label="{name}: 8 values')[1].split("</svg>")[0] for name in "bc")
+    assert "stroke: var(--test)" not in b
+    assert c.count("stroke: var(--test)") == 1
+
+
 def test_page_says_what_it_was_given(full, tmp_path):
     text = Page(page_of(full, tmp_path)).text
     for words in ("98.1 %", "64–32–10 on 1,437 images", "is 3, said 4", "0.12346", "12,345", "Three seeds."):

@@ -51,7 +51,7 @@ class Report:
     def pictures(self, title: str, images: ArrayLike, captions: Sequence[str]) -> None:
         """A grid of images, (n, h, w) or (n, h, w, 3): bytes as they are, other numbers from least to greatest.
 
-        Those wider than 100 pixels are shown larger and smooth, the others as squares for pixels.
+        Those wider than 100 pixels are shown larger and smooth; of the others each pixel is a square.
         """
         array = np.asarray(images)
         if not (array.ndim == 3 or (array.ndim == 4 and array.shape[3] == 3)) or array.size == 0:
@@ -60,14 +60,13 @@ class Report:
             )
         if len(captions) != len(array):
             raise ValueError(f"captions must be one for each of the {len(array)} images, got {len(captions)}")
-        large = array.shape[2] > 100
-        kind = "photo" if large else "pixels"
+        grid, kind = ("pictures large", "") if array.shape[2] > 100 else ("pictures", ' class="pixels"')
         figures = (
-            f'<figure><img class="{kind}" src="{png(image)}" alt="{escape(caption)}">'
+            f'<figure><img{kind} src="{png(image)}" alt="{escape(caption)}">'
             f'<figcaption aria-hidden="true">{escape(caption)}</figcaption></figure>'
             for image, caption in zip(pixels(array), captions, strict=True)
         )
-        self._add(title, f'<div class="pictures{" large" if large else ""}">{"".join(figures)}</div>')
+        self._add(title, f'<div class="{grid}">{"".join(figures)}</div>')
 
     def roc(self, false_positive_rate: ArrayLike, true_positive_rate: ArrayLike, area: SupportsFloat) -> None:
         """The receiver operating characteristic and the area under it."""
