@@ -11,11 +11,6 @@ from click import FloatRange
 from jaxnet import cli, data, losses, networks, train
 from jaxnet.cli import POSITIVE, option
 
-# Mean squared and absolute error on ETTh1, all seven columns, from Zhou et al., "Informer" (2021), table 2.
-PUBLISHED = {
-    "LSTMa (Informer's table)": {24: (0.650, 0.624), 48: (0.702, 0.675), 168: (1.212, 0.867), 336: (1.424, 0.994)},
-    "Informer": {24: (0.577, 0.549), 48: (0.685, 0.625), 168: (0.931, 0.752), 336: (1.128, 0.873)},
-}
 DAY = 24
 
 
@@ -89,9 +84,6 @@ def main(config: Config, folder: Path) -> None:
         x, y = data.windows(series.test, config.input, hours)
         for name, method in methods.items():
             table.append({"hours": hours, "": name} | errors(method(x, hours), y))
-        for name, found in PUBLISHED.items():
-            if hours in found and not config.smoke:
-                table.append({"hours": hours, "": name} | dict(zip(("MSE", "MAE"), found[hours], strict=True)))
     report(config, folder, state.params, series, methods, table, gradients)
     print()
     for row in table:
@@ -150,10 +142,9 @@ def report(config, folder, params, series, methods, table, gradients) -> None:
         },
     )
     page.table(
-        "Beside simple forecasts and published ones",
+        "Beside simple forecasts",
         table,
-        "Over all windows of the test months and all columns, in deviations of the training data. Published: "
-        "Zhou et al., “Informer” (2021), table 2, multivariate.",
+        "Over all windows of the test months and all columns, in deviations of the training data.",
     )
     hours, column = max(config.horizons), len(series.columns) - 1
     x, y = data.windows(series.test, config.input, hours)

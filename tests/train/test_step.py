@@ -73,7 +73,7 @@ def test_the_state_is_updated_in_its_own_memory(net, batch, optimizer):
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
 
 
-def test_compiles_once_for_each_shape_of_a_batch(single, tmp_path):
+def test_compiles_once_for_each_shape_of_a_batch(single, tmp_path, caplog):
     step, traces = single.step, []
 
     def counted_loss(prediction, target):
@@ -81,10 +81,12 @@ def test_compiles_once_for_each_shape_of_a_batch(single, tmp_path):
         return losses.cross_entropy(prediction, target)
 
     step = train.make_step(single.net, counted_loss, single.optimizer)
-    for epochs, resume in ((2, False), (4, True)):
-        train.fit(single.state(), step, single.batches, epochs=epochs, run=tmp_path / "run", resume=resume)
+    with jax.log_compiles():
+        for epochs, resume in ((2, False), (4, True)):
+            train.fit(single.state(), step, single.batches, epochs=epochs, run=tmp_path / "run", resume=resume)
     assert traces == [(5, 3), (2, 3)]  # the whole batch, and the last of an epoch
-    assert step.jitted._cache_size() == 2
+    compiled = [line for line in caplog.messages if line.startswith(f"Compiling jit({step.one.__name__})")]
+    assert len(compiled) == 2, caplog.messages
 
 
 def test_augmented_steps_see_what_the_key_draws(single):
