@@ -32,7 +32,8 @@ class Config(cli.RunOptions):
     strangers: int = option(
         6, "So many of the speakers are left out in turn, each in a training of its own.", NOT_NEGATIVE
     )
-    epochs: int = option(15, "Passes over the training data, in each training.", POSITIVE)
+    epochs: int = option(15, "Passes over the training data of all speakers.", POSITIVE)
+    stranger_epochs: int = option(8, "Passes over the training data without a speaker.", POSITIVE)
     batch_size: int = option(64, "Recordings in a step.", POSITIVE)
     learning_rate: float = option(3e-3, "Peak step size of AdamW, which rises and falls.", FloatRange(min=0))
     weight_decay: float = option(0.05, "Weight decay of AdamW.", FloatRange(min=0))
@@ -47,12 +48,12 @@ def main(config: Config, folder: Path) -> None:
     if config.smoke:
         speakers, load = tuple(VOICES)[:1], tones
     recordings = load()
-    params, heard, gradients = fitted(config, folder / "everyone", net, recordings)
+    params, heard, gradients = fitted(config, config.epochs, folder / "everyone", net, recordings)
     probabilities = predict(net, params, heard)
     by_speaker = {}
     for speaker in speakers[: config.strangers]:
         split = load(strangers=(speaker,))
-        stranger, test, _ = fitted(config, folder / f"without-{speaker}", net, split)
+        stranger, test, _ = fitted(config, config.stranger_epochs, folder / f"without-{speaker}", net, split)
         by_speaker[speaker] = float(np.mean(predict(net, stranger, test).argmax(-1) == split.test[1]))
 
     report(config, folder, params, recordings, heard, probabilities, by_speaker, gradients)
@@ -78,7 +79,7 @@ def spectra(recordings: data.Recordings) -> tuple[list[np.ndarray], list[np.ndar
     return tuple([(spectrum - mean) / deviation for spectrum in part] for part in parts)
 
 
-def fitted(config: Config, folder: Path, net, recordings: data.Recordings):
+def fitted(config: Config, epochs: int, folder: Path, net, recordings: data.Recordings):
     """Parameters of a network trained in a folder of its own, the spectra of the test data, the gradient check."""
     print(f"\n{folder.name}")
     known, heard = spectra(recordings)
@@ -87,7 +88,7 @@ def fitted(config: Config, folder: Path, net, recordings: data.Recordings):
         (known, recordings.train[1]), config.batch_size, key=order_key, boundaries=4, drop_last=True
     )
     schedule = optax.linear_onecycle_schedule(
-        config.epochs * len(batches), config.learning_rate, pct_start=0.2, pct_final=0.9
+        epochs * len(batches), config.learning_rate, pct_start=0.2, pct_final=0.9
     )
     optimizer = train.adamw(schedule, weight_decay=config.weight_decay)
     example = data.padded(known[:2])
@@ -110,7 +111,7 @@ def fitted(config: Config, folder: Path, net, recordings: data.Recordings):
         state,
         step,
         batches,
-        epochs=config.epochs,
+        epochs=epochs,
         run=folder,
         resume=config.resume and (folder / "config.json").exists(),
         config=cli.configuration(config),
