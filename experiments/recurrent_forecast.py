@@ -14,7 +14,7 @@ from jaxnet.cli import POSITIVE, option
 
 DAY = 24
 LOSS = partial(losses.huber, delta=0.5)  # beyond, errors count linearly
-# Mean squared and absolute error on ETTh1, all seven columns, trained for each horizon.
+# Mean squared and absolute error on ETTh1, all seven columns.
 SOURCE = "Zhou et al., “Informer” (AAAI 2021), table 2, as repeated by Gu, Goel and Ré, “S4” (2021), table 14"
 PUBLISHED = {
     "LSTMa, as published": {24: (0.650, 0.624), 48: (0.702, 0.675), 168: (1.212, 0.867), 336: (1.424, 0.994)},

@@ -162,6 +162,11 @@ def test_mistakes(run, options, message):
     assert only_error(run("feedforward_digits", *options.split())).startswith(message)
 
 
+def test_hours_that_are_no_whole_segments(run):
+    line = only_error(run("recurrent_forecast", "--smoke", "--input", "50"))
+    assert line == "error: --input must be a multiple of --segment; got 50 and 24: try --input 72"
+
+
 def test_a_learning_rate_far_too_large(run):
     line = only_error(run("feedforward_digits", "--run", "wild", "--learning-rate", "1e30", "--epochs", "2"))
     pattern = (
