@@ -33,7 +33,7 @@ class Config(cli.RunOptions):
         6, "So many of the speakers are left out in turn, each in a training of its own.", NOT_NEGATIVE
     )
     epochs: int = option(15, "Passes over the training data of all speakers.", POSITIVE)
-    stranger_epochs: int = option(8, "Passes over the training data without a speaker.", POSITIVE)
+    stranger_epochs: int = option(8, "The same without a speaker; --epochs if that is less.", POSITIVE)
     batch_size: int = option(64, "Recordings in a step.", POSITIVE)
     learning_rate: float = option(3e-3, "Peak step size of AdamW, which rises and falls.", FloatRange(min=0))
     weight_decay: float = option(0.05, "Weight decay of AdamW.", FloatRange(min=0))
@@ -50,10 +50,10 @@ def main(config: Config, folder: Path) -> None:
     recordings = load()
     params, heard, gradients = fitted(config, config.epochs, folder / "everyone", net, recordings)
     probabilities = predict(net, params, heard)
-    by_speaker = {}
+    by_speaker, epochs = {}, min(config.epochs, config.stranger_epochs)
     for speaker in speakers[: config.strangers]:
         split = load(strangers=(speaker,))
-        stranger, test, _ = fitted(config, config.stranger_epochs, folder / f"without-{speaker}", net, split)
+        stranger, test, _ = fitted(config, epochs, folder / f"without-{speaker}", net, split)
         by_speaker[speaker] = float(np.mean(predict(net, stranger, test).argmax(-1) == split.test[1]))
 
     report(config, folder, params, recordings, heard, probabilities, by_speaker, gradients)
