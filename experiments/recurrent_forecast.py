@@ -34,7 +34,7 @@ class Config(cli.RunOptions):
     horizons: tuple[int, ...] = option((24, 48, 168, 336), "Hours that are foretold; the longest is trained.")
     features: int = option(128, "Features of the recurrent layer.", POSITIVE)
     dropout: float = option(0.5, "Dropout rate before the output.", FloatRange(0, 1, max_open=True))
-    epochs: int = option(6, "Passes over the training data.", POSITIVE)
+    epochs: int = option(3, "Passes over the training data.", POSITIVE)
     batch_size: int = option(256, "Windows of one column in a step.", POSITIVE)
     learning_rate: float = option(1e-3, "Peak step size of AdamW; a cosine takes it to 0.", FloatRange(min=0))
     weight_decay: float = option(0.01, "Weight decay of AdamW.", FloatRange(min=0))
