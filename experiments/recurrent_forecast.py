@@ -46,6 +46,8 @@ def main(config: Config, folder: Path) -> None:
             f"--input must be a multiple of --segment; got {config.input} and {config.segment}: try "
             f"--input {-(-config.input // config.segment) * config.segment}"
         )
+    if not config.horizons:
+        raise ValueError("--horizons must be at least one number of hours, such as 24,336; got none")
     series = waves(config.input) if config.smoke else data.ett(config.data or None, history=config.input)
     horizon = max(config.horizons)
     net = forecaster(config, horizon)

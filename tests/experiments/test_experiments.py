@@ -162,9 +162,15 @@ def test_mistakes(run, options, message):
     assert only_error(run("feedforward_digits", *options.split())).startswith(message)
 
 
-def test_hours_that_are_no_whole_segments(run):
-    line = only_error(run("recurrent_forecast", "--smoke", "--input", "50"))
-    assert line == "error: --input must be a multiple of --segment; got 50 and 24: try --input 72"
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--input", "50", "--input must be a multiple of --segment; got 50 and 24: try --input 72"),
+        ("--horizons", "", "--horizons must be at least one number of hours, such as 24,336; got none"),
+    ],
+)
+def test_hours_that_cannot_be_foretold(run, option, value, message):
+    assert only_error(run("recurrent_forecast", "--smoke", option, value)) == f"error: {message}"
 
 
 def test_a_learning_rate_far_too_large(run):
