@@ -29,8 +29,8 @@ class Preset(NamedTuple):
 
 
 PRESETS = {
-    "character": Preset(64, 512, 0.1, 64, 6, 3e-3),
-    "word": Preset(256, 256, 0.5, 32, 10, 3e-3),
+    "character": Preset(64, 384, 0.1, 64, 6, 1e-2),
+    "word": Preset(256, 256, 0.5, 32, 10, 5e-3),
 }
 
 
