@@ -58,7 +58,7 @@ def main(config: Config, folder: Path) -> None:
     if config.text:
         text = data.characters(config.text)
     else:
-        text = sentences() if config.smoke else data.shakespeare(config.data or None)
+        text = data.small_text() if config.smoke else data.shakespeare(config.data or None)
     tokenizer = data.CharacterTokenizer(text.train + text.validation)
     prompt = config.prompt or "\n"
     start = tokenizer.encode(prompt)  # before hours of training: all its characters are known
@@ -130,14 +130,6 @@ def written(net, params, prompt: np.ndarray, block: int, config: Config, key) ->
         new = np.asarray(found.ids[0])
         ids = np.concatenate([ids, new])
         yield new[: config.length - part * half]
-
-
-def sentences() -> data.Text:
-    """A few words over and over."""
-    rng = np.random.default_rng(0)
-    people, does, what = ("Anne", "Ben", "Carl"), ("sees", "hears", "finds"), ("a cat.", "a dog.", "the sea.")
-    lines = [" ".join(rng.choice(words) for words in (people, does, what)) for _ in range(400)]
-    return data.Text("sentences", "\n".join(lines[:350]) + "\n", "\n".join(lines[350:]) + "\n", "made here")
 
 
 def report(config, folder, params, text, gradients, sample) -> None:

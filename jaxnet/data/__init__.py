@@ -22,11 +22,14 @@ from jaxnet.data.images import Detection as Detection
 from jaxnet.data.images import blood_cells as blood_cells
 from jaxnet.data.images import cifar10 as cifar10
 from jaxnet.data.images import faces as faces
+from jaxnet.data.ngrams import NGrams as NGrams
+from jaxnet.data.ngrams import ngram_losses as ngram_losses
 from jaxnet.data.sequences import Bucketed as Bucketed
 from jaxnet.data.sequences import bucketed as bucketed
 from jaxnet.data.sequences import excerpts as excerpts
 from jaxnet.data.sequences import next_tokens as next_tokens
 from jaxnet.data.sequences import padded as padded
+from jaxnet.data.sequences import scored as scored
 from jaxnet.data.sequences import windows as windows
 from jaxnet.data.series import Forecast as Forecast
 from jaxnet.data.series import Series as Series
@@ -38,6 +41,8 @@ from jaxnet.data.texts import Translations as Translations
 from jaxnet.data.texts import characters as characters
 from jaxnet.data.texts import multi30k as multi30k
 from jaxnet.data.texts import shakespeare as shakespeare
+from jaxnet.data.texts import small_text as small_text
 from jaxnet.data.texts import sst2 as sst2
 from jaxnet.data.tokenizers import BytePairTokenizer as BytePairTokenizer
 from jaxnet.data.tokenizers import CharacterTokenizer as CharacterTokenizer
+from jaxnet.data.tokenizers import WordTokenizer as WordTokenizer

@@ -210,6 +210,41 @@ def next_tokens(ids: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     return ids[:end].reshape(-1, length), ids[1 : end + 1].reshape(-1, length)
 
 
+def scored(ids: np.ndarray, length: int, context: int, *, ignore: int = -1) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts a text into overlapping pieces and the tokens after each place, so that every one counts exactly once.
+
+    n = ⌈(t − context) / length⌉ pieces x and their targets y, both (n, context + length − 1). A target that
+    another piece counts, one of the first `context` tokens or what fills up the last piece is `ignore`: all others
+    have at least `context` tokens before them.
+
+    Args:
+        ids: tokens (t,), the first `context` of which are what comes before the text to measure on.
+        length: how many tokens a piece counts.
+        context: how many tokens before them it reads.
+        ignore: see `losses.cross_entropy`'s `ignore_label`. The mean over a text is the sum of the losses over
+            the number of the other targets, t − context.
+
+    Raises:
+        ValueError: for a number < 1, or no more than `context` tokens.
+
+    Example:
+        >>> data.scored(np.arange(5), 2, 2)
+        (array([[0, 1, 2], [2, 3, 0]]), array([[-1, 2, 3], [-1, 4, -1]]))
+    """
+    ids = np.asarray(ids)
+    if min(length, context) < 1 or ids.ndim != 1 or len(ids) <= context:
+        raise ValueError(
+            f"scored needs a length ≥ 1, 1 ≤ context < tokens (t,); got {length}, {context} and shape {ids.shape}"
+        )
+    rest = -(len(ids) - context) % length
+    seen = np.pad(ids, (0, rest))
+    counted = np.concatenate([np.full(context, ignore), ids[context:], np.full(rest, ignore)]).astype(ids.dtype)
+    x, y = (np.lib.stride_tricks.sliding_window_view(a, context + length)[::length] for a in (seen, counted))
+    y = y[:, 1:].copy()
+    y[:, : context - 1] = ignore
+    return x[:, :-1], y
+
+
 class Excerpts(Batches):
     """Mini-batches of pieces from anywhere in a long text; made by `excerpts`."""
 

@@ -58,6 +58,14 @@ def characters(path: str | Path, *, share: float = 0.9) -> Text:
     return Text(path.name, whole[:end], whole[end:], str(path))
 
 
+def small_text() -> Text:
+    """400 lines of a few words over and over, made here: what learns a text learns them in seconds."""
+    rng = np.random.default_rng(0)
+    people, does, what = ("Anne", "Ben", "Carl"), ("sees", "hears", "finds"), ("a cat.", "a dog.", "the sea.")
+    made = [" ".join(rng.choice(words) for words in (people, does, what)) for _ in range(400)]
+    return Text("a few sentences", "\n".join(made[:350]) + "\n", "\n".join(made[350:]) + "\n", "made here")
+
+
 def shakespeare(folder: str | Path | None = None) -> Text:
     """Tiny Shakespeare, 1,115,394 characters of his plays; the last tenth is for the validation.
 

@@ -1,6 +1,8 @@
-"""Tokenizers: texts as numbers and back, by characters or by parts of words learnt from a text."""
+"""Tokenizers: texts as numbers and back, by characters, by words, or by parts of words learnt from a text."""
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,57 @@ class CharacterTokenizer:
             return cls(content["characters"], unknown=content["unknown"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a saved CharacterTokenizer: {error}") from error
+
+
+class WordTokenizer:
+    """Frequent words, marks of punctuation and ends of line, each a number, the most frequent first from 1 on.
+
+    0, `unknown`, stands for all others. Blanks aren't kept: `decode` puts them where a text has them.
+
+    Args:
+        text: its words are counted; of equally frequent ones those come first that do so in the text.
+        size: how many numbers there are at most, `unknown` included.
+        least: how often a word must occur to be known.
+
+    Raises:
+        ValueError: for size or least < 1, or a text without such words.
+
+    Example:
+        >>> tokenizer = data.WordTokenizer("To be, or not to be.", 100, least=1)
+        >>> tokenizer.encode("Not to be."), len(tokenizer)
+        (array([0, 6, 1, 7], dtype=int32), 8)
+    """
+
+    unknown = 0
+    _token = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]|\n")
+
+    def __init__(self, text: str, size: int, *, least: int = 2) -> None:
+        """See the class."""
+        if min(size, least) < 1:
+            raise ValueError(f"WordTokenizer needs size and least ≥ 1; got {size} and {least}")
+        counts = Counter(self._token.findall(text)).most_common(size - 1)
+        self.words = ("<unk>", *(word for word, count in counts if count >= least))
+        if len(self.words) == 1:
+            raise ValueError(f"WordTokenizer of size={size} needs a text with words that occur {least} times")
+        self._numbers = {word: number for number, word in enumerate(self.words)}
+
+    def __len__(self) -> int:
+        """How many numbers there are."""
+        return len(self.words)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Returns the numbers (t,), int32, `unknown` for what isn't known."""
+        found = (self._numbers.get(token, self.unknown) for token in self._token.findall(text))
+        return np.fromiter(found, np.int32)
+
+    def decode(self, ids: Any) -> str:
+        """Returns the text: a blank between two words and after marks of punctuation; `<unk>` for `unknown`.
+
+        Raises:
+            ValueError: for a number out of range.
+        """
+        text = " ".join(self.words[i] for i in _checked(ids, len(self)))
+        return re.sub(r" (?=[.,;:!?)\]}…\n])|(?<=[(\[{\n]) ", "", text)
 
 
 class BytePairTokenizer:

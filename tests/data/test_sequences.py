@@ -230,6 +230,35 @@ def test_windows_that_cannot_be(numbers):
         data.windows(np.arange(10), *numbers[:2], stride=numbers[2])
 
 
+@pytest.mark.parametrize(
+    ("tokens", "length", "context"), [(30, 5, 3), (31, 5, 7), (4, 9, 3), (20, 1, 1), (9, 4, 1)]
+)
+def test_scored_counts_every_token_once_with_its_context(tokens, length, context):
+    ids = np.arange(1, tokens + 1, dtype=np.int32)
+    x, y = data.scored(ids, length, context)
+    assert x.shape == y.shape == (-(-(tokens - context) // length), context + length - 1)
+    assert x.dtype == y.dtype == np.int32
+    counted = y >= 0
+    np.testing.assert_array_equal(y[counted], ids[context:])
+    np.testing.assert_array_equal(x[counted] + 1, y[counted])  # its predecessor is at its place
+    assert not counted[:, : context - 1].any()
+    np.testing.assert_array_equal(data.scored(ids, length, context, ignore=-7)[1] == -7, ~counted)
+
+
+def test_the_mean_over_scored_pieces_is_that_over_the_text():
+    ids = np.random.default_rng(1).integers(0, 5, 50)
+    table = np.random.default_rng(2).normal(size=(5, 5)).astype(np.float32)  # logits by the token before
+    x, y = data.scored(ids, 8, 4)
+    found = losses.cross_entropy(table[x], y, ignore_label=-1).sum() / (len(ids) - 4)
+    np.testing.assert_allclose(found, losses.cross_entropy(table[ids[3:-1]], ids[4:]).mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("numbers", [(0, 1), (1, 0), (2, 6), (2, 7)])
+def test_scored_refused(numbers):
+    with pytest.raises(ValueError, match=r"scored needs a length ≥ 1, 1 ≤ context < tokens \(t,\)"):
+        data.scored(np.arange(6), *numbers)
+
+
 def test_excerpts_come_from_anywhere_anew_in_each_epoch():
     ids = np.arange(50, 150, dtype=np.int32)
     batches = data.excerpts(ids, 7, 4, steps=30, key=KEY)

@@ -168,6 +168,15 @@ def test_any_text_is_split_in_order(tmp_path):
             data.characters(path, share=share)
 
 
+def test_a_small_text_is_the_same_each_time():
+    text = data.small_text()
+    assert text == data.small_text()
+    parts = text.train, text.validation
+    assert [part.count("\n") for part in parts] == [350, 50]
+    assert all(part.endswith(".\n") for part in parts)
+    assert set(text.validation.split()) <= set(text.train.split())
+
+
 def test_translations(tmp_path):
     files = MULTI30K | {"val.de": gzip.decompress(MULTI30K["val.de.gz"]), "val.en": b"x\ny"}
     del files["val.de.gz"]

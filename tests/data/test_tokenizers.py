@@ -52,6 +52,38 @@ def test_characters_saved_and_loaded(unknown, tmp_path):
     assert (loaded.characters, loaded.unknown) == (tokenizer.characters, tokenizer.unknown)
 
 
+def test_words_by_frequency():
+    tokenizer = data.WordTokenizer("b a b, it's b-c it's\n \n b a x", 6)
+    assert tokenizer.words == ("<unk>", "b", "a", "it's", "\n")
+    assert len(tokenizer) == 5
+    ids = tokenizer.encode("a new b: it's\n")
+    np.testing.assert_array_equal(ids, [2, 0, 1, 0, 3, 4])
+    assert (ids.dtype, len(tokenizer.encode(""))) == (np.int32, 0)
+    assert tokenizer.decode(ids) == "a <unk> b <unk> it's\n"
+    assert data.WordTokenizer("b a b, it's b-c it's\n \n b a x", 3).words == ("<unk>", "b", "a")
+    assert len(data.WordTokenizer("b a b", 9, least=1)) == 3
+
+
+@pytest.mark.parametrize(
+    "text", ["ROMEO:\nO, (what a day)!\n\nWell? It's o'er; go.", "weiße Männer: “ja …", "e-mail 3\n"]
+)
+def test_words_come_back_with_blanks_where_a_text_has_them(text):
+    tokenizer = data.WordTokenizer(text, 100, least=1)
+    assert tokenizer.unknown not in tokenizer.encode(text)
+    assert tokenizer.decode(tokenizer.encode(text)) == text.replace("“", "“ ").replace(" …", "…")
+
+
+def test_words_refused():
+    for size, least in ((0, 1), (5, 0)):
+        with pytest.raises(ValueError, match=f"size and least ≥ 1; got {size} and {least}"):
+            data.WordTokenizer("a a", size, least=least)
+    for text, size in (("a b c", 9), ("a a", 1), ("", 9)):
+        with pytest.raises(ValueError, match=f"size={size} needs a text with words that occur 2 times"):
+            data.WordTokenizer(text, size)
+    with pytest.raises(ValueError, match="decode needs whole numbers from 0 to 1"):
+        data.WordTokenizer("a a", 9).decode([2])
+
+
 @pytest.fixture(scope="module")
 def pairs():
     return data.BytePairTokenizer.train(SENTENCES, 120)

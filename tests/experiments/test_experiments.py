@@ -58,7 +58,7 @@ def test_help_has_every_option_with_its_default(run, name):
         flag = f"--{option.name.replace('_', '-')}"
         assert re.search(rf" {flag} ", text), flag
         assert option.metadata["help"] in text
-        if option.default not in ("", False):  # these two are said in words
+        if option.default not in ("", False, None):  # these are said in words
             of_tuple = isinstance(option.default, tuple)
             default = ",".join(map(str, option.default)) if of_tuple else str(option.default)
             assert re.search(rf" {flag} .*?\[default: {re.escape(default)}[;\]]", text), flag
@@ -131,6 +131,25 @@ def test_a_text_of_ones_own_is_written_on_from_another_prompt(run):
     assert (run.cwd / "runs/mine/metrics.csv").read_text() == metrics
     done = run("transformer_gpt", "--resume", "--run", "mine", "--prompt", "€")
     assert only_error(done).startswith("error: character 0 of the text, '€', is not one of the")
+
+
+@pytest.mark.long
+def test_words_of_a_text_of_ones_own_are_written_on_from_another_prompt(run):
+    (run.cwd / "words.txt").write_text("one two three four five six seven eight nine ten\n" * 40)
+    options = "--text", "words.txt", "--unit", "word", "--features", "24", "--embedding", "16", "--block", "8"
+    done = run("lstm_language_model", *options, "--epochs", "2", "--run", "words", "--length", "3")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^LSTM +[\d.]+ nats a word +[\d.]+ perplexity$", done.stdout, re.MULTILINE)
+    assert "12 words; 0.0% of those held out are unknown" in done.stdout  # with the end of a line, and <unk>
+    config = json.loads((run.cwd / "runs/words/config.json").read_text())["options"]
+    assert (config["features"], config["dropout"]) == (24, None)
+    metrics = (run.cwd / "runs/words/metrics.csv").read_text()
+    done = run("lstm_language_model", "--resume", "--run", "words", "--prompt", "three four", "--length", "5")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\nthree four" in done.stdout
+    assert (run.cwd / "runs/words/metrics.csv").read_text() == metrics
+    done = run("lstm_language_model", "--resume", "--run", "words", "--prompt", " ")
+    assert only_error(done) == "error: --prompt ' ' has no word to write on from"
 
 
 def test_config_json(run):
