@@ -83,6 +83,32 @@ def derived(derivative: Callable[..., Any]) -> Callable[[Callable[..., Array]], 
     return attach
 
 
+def counted(loss: Loss, ignore_label: int) -> Loss:
+    """The loss whose mean over all N examples is that of `loss` over the n that count, such as all but padding.
+
+        L = N/n loss,  n = Σ [label ≠ ignore_label],  ∂L/∂p = N/n ∂loss/∂p
+
+    Args:
+        loss: one with an `ignore_label`, `losses.cross_entropy` or a partial of it.
+        ignore_label: the label of what doesn't count. If nothing counts, the loss is 0.
+
+    Example:
+        >>> losses.counted(losses.cross_entropy, -1)(jnp.zeros((4, 2)), jnp.array([0, 1, 1, -1])).mean()
+        Array(0.6931472, dtype=float32)
+    """
+    ignoring = partial(loss, ignore_label=ignore_label)
+
+    def scale(target: Array) -> Array:
+        return target.size / jnp.maximum(jnp.sum(target != ignore_label), 1)
+
+    @derived(lambda p, t: scale(t).astype(p.dtype) * derivative(ignoring)(p, t))
+    def scaled(prediction: Array, target: Array) -> Array:
+        values = ignoring(prediction, target)
+        return scale(target).astype(values.dtype) * values
+
+    return scaled
+
+
 def same_shape(name: str, p: Array, t: Array, *options: float) -> None:
     """Raises a `ValueError` unless prediction and target have one shape."""
     if p.shape != t.shape:

@@ -39,6 +39,8 @@ class Decoder(Layer):
     ===========  ================================================  ============================================
 
     With a memory, as in `encoder_decoder`, x is a pair (ids, memory), and `start` and `prefill` take a `memory`.
+    `alignments(params, x) → p` (layers, B, N, T, S) then tells how much each place of the target sees of each of
+    the source, in each layer and head of the attention to it; else it is None.
 
     A prompt is ids (B, T), or a pair of that and lengths (B,), each ≥ 1; the logits are those after its end. They
     are `apply`'s at the same places. What goes on beyond `max_length` is lost, without an error.
@@ -50,6 +52,7 @@ class Decoder(Layer):
     step: Callable[..., tuple[Array, Any]]
     prefill: Callable[..., tuple[Array, Any]]
     select: Callable[[Any, Array], Any]
+    alignments: Callable[[Params, Any], Array] | None = None
 
     @classmethod
     def of(cls, layer: Layer, **parts: Any) -> "Decoder":
@@ -117,6 +120,10 @@ def decoder(
         y, cache = read(params, cache, ids, lengths)
         return logits(params, at_end(y, lengths)), cache
 
+    def alignments(params: Params, x: Any) -> Array:
+        ids, memory = x
+        return body.alignments(params["body"], (embedding.apply(params["embedding"], ids), memory))
+
     return Decoder.of(
         Layer(init, apply, vjp),
         hidden=last,
@@ -125,6 +132,7 @@ def decoder(
         step=step,
         prefill=prefill,
         select=body.select,
+        alignments=alignments if getattr(body, "alignments", None) else None,
     )
 
 
@@ -166,6 +174,11 @@ def encoder_decoder(encoder: Layer, decoder_of: Callable[[Array | None], Decoder
         memory = encoder.apply(params["encoder"], source)
         return of(source).prefill(params["decoder"], target, room, memory)
 
+    def alignments(params: Params, x: Inputs) -> Array:
+        source, target = x
+        memory = encoder.apply(params["encoder"], source)
+        return of(source).alignments(params["decoder"], (target, memory))
+
     return Decoder.of(
         _on_memory(init, encoder, of),
         hidden=_on_memory(init, encoder, lambda source: of(source).hidden),
@@ -174,6 +187,7 @@ def encoder_decoder(encoder: Layer, decoder_of: Callable[[Array | None], Decoder
         step=step,
         prefill=prefill,
         select=decoder_of(None).select,
+        alignments=alignments,
     )
 
 

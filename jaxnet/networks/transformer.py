@@ -19,10 +19,11 @@ from jax.tree_util import Partial
 from jaxnet import layers
 from jaxnet.activations import Activation
 from jaxnet.layers import Layer, Reader
+from jaxnet.layers.attention import Attention
 from jaxnet.layers.layer import Inputs, Params
 from jaxnet.networks.blocks import whole_numbers
 from jaxnet.networks.decoder import Decoder, decoder, encoder_decoder
-from jaxnet.networks.memory import given, of_lengths, without_memory
+from jaxnet.networks.memory import Attending, given, of_lengths, without_memory
 
 _NORMALIZATIONS: dict[str, Callable[..., Layer]] = {"layer": layers.layer_norm, "rms": layers.rms_norm}
 
@@ -249,7 +250,7 @@ class _Parts(NamedTuple):
     dropout: list[Layer]
     place: Reader | None
     attention: Callable[..., Reader]  # with what is said of places
-    cross: Callable[..., Reader]  # to a memory
+    cross: Callable[..., Attention]  # to a memory
     forward: list[Layer]
 
     def step(self, *parts: Layer) -> Layer:
@@ -341,7 +342,7 @@ def _encoder(parts: _Parts, lengths: Array | None) -> Layer:
     return parts.stack(layers.serial(parts.step(attention), parts.feed()))
 
 
-def _decoder(parts: _Parts, memory: bool = False, lengths: Array | None = None) -> Reader:
+def _decoder(parts: _Parts, memory: bool = False, lengths: Array | None = None) -> Attending:
     """Of x, or of (x, m), m being of these lengths: then there is a step of attention to m in each block."""
     attention, feed = parts.attention(), parts.feed()
     cross = parts.cross(lengths=lengths is not None)
@@ -396,7 +397,26 @@ def _decoder(parts: _Parts, memory: bool = False, lengths: Array | None = None) 
         at = None if parts.place is None else parts.place.select(at, rows)
         return at, *jax.tree.map(lambda a: a[:, rows], caches)
 
-    return Reader.of(layer, start, read, select)
+    def alignments(params: Params, x: Any) -> Array:
+        """p of the attention to m, of all blocks."""
+        x, m = x
+        x = x if parts.place is None else parts.place.apply(params[0], x)
+        rest = () if lengths is None else (lengths,)
+
+        def block(pair: Any, own: Params) -> tuple[Any, Array]:
+            x, m = layers.with_lengths(steps[0]).apply(own[0], pair)
+            before, maps = own[1][:2] if parts.norm_first else (None, own[1][0][0])
+            seen = parts.norm().apply(before, x) if parts.norm_first else x
+            p = cross.probabilities(maps, (seen, m, *rest))
+            pair = steps[1].apply(own[1], (x, m))
+            return layers.with_lengths(feed).apply(own[2], pair), p
+
+        return jax.lax.scan(block, (x, m), params[parts.blocks])[1]
+
+    body = Attending.of(layer, start, read, select)
+    if memory:
+        body.alignments = alignments
+    return body
 
 
 def _residual(layer: Layer) -> Layer:

@@ -157,6 +157,23 @@ def test_a_layer_is_its_formula(x64):
     close(layer.apply(params, (x, m)), y)
 
 
+@pytest.mark.parametrize("name", [name for name in LAYERS if "attention" in name])
+def test_probabilities_are_those_of_the_values(x64, name):
+    """y = p v Wₒ + b, with the values of each group of heads."""
+    layer, make = LAYERS[name]
+    x = make(dtype=jnp.float64)
+    params = layer.init(KEY, x)
+    p = layer.probabilities(params, x)
+    np.testing.assert_allclose(p.sum(-1), 1, atol=1e-12)
+    memory = x[1] if "memory" in name else x[0] if isinstance(x, tuple) else x
+    v = ops.linear(memory, *[params["value"][part] for part in ("weight", "bias") if part in params["value"]])
+    groups = params["key"]["weight"].shape[1] * p.shape[1] // params["query"]["weight"].shape[1]
+    v = jnp.repeat(v.reshape(*v.shape[:2], groups, -1), p.shape[1] // groups, 2)
+    y = jnp.einsum("bnts,bsnh->btnh", p, v).reshape(p.shape[0], p.shape[2], -1) @ params["output"]["weight"]
+    y = y + params["output"].get("bias", jnp.zeros(1))[None, None]
+    close(y, layer.apply(params, x))
+
+
 def test_dropout_is_of_training_alone():
     layer, x = attention(2, dropout_rate=0.5), x_of()
     params = layer.init(KEY, x)
