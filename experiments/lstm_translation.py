@@ -35,7 +35,7 @@ class Config(cli.RunOptions):
     smoothing: float = option(0.1, "Label smoothing of the loss.", FloatRange(0, 1, max_open=True))
     epochs: int = option(15, "Passes over the training data.", POSITIVE)
     batch_size: int = option(64, "Sentences in a step.", POSITIVE)
-    learning_rate: float = option(1e-3, "Peak step size of AdamW, which rises and falls.", FloatRange(min=0))
+    learning_rate: float = option(2e-3, "Peak step size of AdamW, which rises and falls.", FloatRange(min=0))
     weight_decay: float = option(0.01, "Weight decay of AdamW.", FloatRange(min=0))
     beams: int = option(5, "Translations that the search keeps at each step.", IntRange(1, 100), free=True)
 
@@ -46,7 +46,7 @@ def main(config: Config, folder: Path) -> None:
     if config.translate and config.resume:
         tokenizers = tuple(map(data.BytePairTokenizer.load, names))
         net = network(config, tokenizers)
-        params = train.Best(folder, dict).restore(net.init(jax.random.key(0), example(tokenizers)))
+        params = train.best_parameters(folder, net.init(jax.random.key(0), example(tokenizers)))
         print(*train.translate(net, params, tokenizers, [config.translate], beams=config.beams))
         return
 
@@ -74,8 +74,8 @@ def main(config: Config, folder: Path) -> None:
     loss = losses.counted(smoothed, PADDING)
     state = train.init(net, optimizer, run_key, example(tokenizers))
 
-    (source, target), labels = next(iter(batches(text.validation, boundaries=1)))
-    short = (jax.tree.map(lambda a: a[:2], source), target[:2, :6]), labels[:2, :6]
+    ((source, _), target), labels = next(iter(batches(text.validation, boundaries=1)))
+    short = ((source[:2, :5], np.array([5, 3], np.int32)), target[:2, :4]), labels[:2, :4]
     gradients = train.check_gradients(net, loss, state.params, short)
     print(gradients, "\n")
 
@@ -85,9 +85,10 @@ def main(config: Config, folder: Path) -> None:
     held_out = batches(text.validation, boundaries=buckets)
 
     metrics = {"loss": smoothed, "nats": losses.cross_entropy, "accuracy": train.accuracy}
-    best = train.Best(
-        folder, lambda params: train.evaluate(net, params, held_out, metrics, ignore_label=PADDING), of="nats"
-    )
+
+    def evaluate(params) -> dict[str, float]:
+        return train.evaluate(net, params, held_out, metrics, ignore_label=PADDING)
+
     state = train.fit(
         state,
         train.make_step(net, loss, optimizer),
@@ -96,10 +97,10 @@ def main(config: Config, folder: Path) -> None:
         run=folder,
         resume=config.resume,
         config=cli.configuration(config) | {"translate": ""},
-        evaluate=best,
+        evaluate=train.Best(folder, evaluate, of="nats"),
     )
 
-    params = best.restore(state.params)
+    params = train.best_parameters(folder, state.params)
     translations = train.translate(
         net, params, tokenizers, english, beams=config.beams, batch_size=config.batch_size, boundaries=buckets
     )
@@ -134,8 +135,8 @@ def report(config, folder, net, params, tokenizers, text, gradients, translation
     english, german = text.test
     page = train.Report(
         f"{text.name}, English into German",
-        f"An encoder and decoder of LSTM layers with attention, trained on {len(text.train[0]):,} sentences and tested on "
-        f"{len(english):,} others",
+        f"An encoder and decoder of LSTM layers with attention, trained on {len(text.train[0]):,} sentences and "
+        f"tested on {len(english):,} others",
         {
             "BLEU of the test": f"{found.score:.1f}",
             "translation of the likest sentence": f"{memory.score:.1f}",
@@ -151,7 +152,7 @@ def report(config, folder, net, params, tokenizers, text, gradients, translation
     page.alignments(
         "Where it looks",
         maps,
-        "For each token that is written, the percentages of the attention to those of the source.",
+        "For each token that is written, what percentages of the attention are on those of the source.",
     )
     page.curves(rows)
     page.html("How it was measured", f"<p>BLEU {found.score:.2f} by sacreBLEU, <code>{found.signature}</code></p>")

@@ -18,6 +18,7 @@ from jaxnet import layers, ops
 from jaxnet.layers import Layer, Reader
 from jaxnet.layers.layer import Inputs, Params, output, split
 from jaxnet.networks.blocks import whole_numbers
+from jaxnet.networks.memory import Attending
 
 
 class Decoder(Layer):
@@ -40,7 +41,7 @@ class Decoder(Layer):
 
     With a memory, as in `encoder_decoder`, x is a pair (ids, memory), and `start` and `prefill` take a `memory`.
     `alignments(params, x) → p` (layers, B, N, T, S) then tells how much each place of the target sees of each of
-    the source, in each layer and head of the attention to it; else it is None.
+    the source, in each layer and head of the attention to it.
 
     A prompt is ids (B, T), or a pair of that and lengths (B,), each ≥ 1; the logits are those after its end. They
     are `apply`'s at the same places. What goes on beyond `max_length` is lost, without an error.
@@ -52,7 +53,15 @@ class Decoder(Layer):
     step: Callable[..., tuple[Array, Any]]
     prefill: Callable[..., tuple[Array, Any]]
     select: Callable[[Any, Array], Any]
-    alignments: Callable[[Params, Any], Array] | None = None
+
+    @staticmethod
+    def alignments(params: Params, x: Any) -> Array:
+        """Of a network with a memory.
+
+        Raises:
+            ValueError: for others.
+        """
+        raise ValueError("alignments are those of a network with a memory, such as transformer; this one has none")
 
     @classmethod
     def of(cls, layer: Layer, **parts: Any) -> "Decoder":
@@ -122,6 +131,7 @@ def decoder(
 
     def alignments(params: Params, x: Any) -> Array:
         ids, memory = x
+        assert isinstance(body, Attending)
         return body.alignments(params["body"], (embedding.apply(params["embedding"], ids), memory))
 
     return Decoder.of(
@@ -132,7 +142,7 @@ def decoder(
         step=step,
         prefill=prefill,
         select=body.select,
-        alignments=alignments if getattr(body, "alignments", None) else None,
+        **({"alignments": alignments} if isinstance(body, Attending) else {}),
     )
 
 

@@ -17,12 +17,12 @@ from jaxnet.layers.layer import Inputs, Params
 
 
 class Attending(Reader):
-    """A body of (x, m), or of x alone.
+    """A body of (x, m).
 
     `alignments(params, (x, m)) → p` (layers, B, N, T, S): how much of each place of m each place of x sees.
     """
 
-    alignments: Callable[[Params, Any], Array] | None = None  # none of x alone
+    alignments: Callable[[Params, Any], Array]
 
 
 def of_lengths(layer_of: Callable[[Array | None], Layer]) -> Layer:

@@ -342,7 +342,7 @@ def _encoder(parts: _Parts, lengths: Array | None) -> Layer:
     return parts.stack(layers.serial(parts.step(attention), parts.feed()))
 
 
-def _decoder(parts: _Parts, memory: bool = False, lengths: Array | None = None) -> Attending:
+def _decoder(parts: _Parts, memory: bool = False, lengths: Array | None = None) -> Reader:
     """Of x, or of (x, m), m being of these lengths: then there is a step of attention to m in each block."""
     attention, feed = parts.attention(), parts.feed()
     cross = parts.cross(lengths=lengths is not None)
@@ -413,9 +413,10 @@ def _decoder(parts: _Parts, memory: bool = False, lengths: Array | None = None) 
 
         return jax.lax.scan(block, (x, m), params[parts.blocks])[1]
 
+    if not memory:
+        return Reader.of(layer, start, read, select)
     body = Attending.of(layer, start, read, select)
-    if memory:
-        body.alignments = alignments
+    body.alignments = alignments
     return body
 
 

@@ -4,6 +4,7 @@ from jaxnet.train.adversarial import generate as generate
 from jaxnet.train.adversarial import init_gan as init_gan
 from jaxnet.train.adversarial import make_gan_step as make_gan_step
 from jaxnet.train.best import Best as Best
+from jaxnet.train.best import best_parameters as best_parameters
 from jaxnet.train.checkpoint import Checkpoints as Checkpoints
 from jaxnet.train.gradients import check_gradients as check_gradients
 from jaxnet.train.loop import Interrupted as Interrupted

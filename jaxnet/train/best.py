@@ -19,14 +19,14 @@ class Best:
     Example:
         >>> best = train.Best(folder, evaluate, of="loss")
         >>> state = train.fit(state, step, batches, epochs=5, run=folder, evaluate=best)
-        >>> params = best.restore(state.params)
+        >>> params = train.best_parameters(folder, state.params)
     """
 
     def __init__(
         self, folder: str | Path, evaluate: Callable[[Params], Mapping[str, float]], of: str = "loss"
     ) -> None:
         """`of` names the measure among those that `evaluate(params)` returns."""
-        self._checkpoints, self._evaluate, self._of = Checkpoints(Path(folder) / "best"), evaluate, of
+        self._folder, self._evaluate, self._of = Path(folder), evaluate, of
 
     def __call__(self, params: Params) -> Mapping[str, float]:
         """Measures, and keeps the parameters if they are better than all before.
@@ -38,24 +38,38 @@ class Best:
         measured = self._evaluate(params)
         if self._of not in measured:
             raise ValueError(f"Best needs a measure {self._of!r}; evaluate returned {', '.join(measured)}")
-        value, before = jnp.float32(measured[self._of]), self._checkpoints.restore(_state(params, jnp.float32(0)))
+        value, before = jnp.float32(measured[self._of]), _restored(self._folder, params)
         if before is None or value < before.opt_state:
             number = 0 if before is None else int(before.step) + 1
-            self._checkpoints.save(_state(params, value, number))
+            _checkpoints(self._folder).save(_state(params, value, number))
         return measured
 
-    def restore(self, params: Params) -> Params:
-        """Returns the best; `params` has the form of what is restored.
 
-        Raises:
-            FileNotFoundError: if nothing was measured yet.
-            ValueError: if they are those of another network.
-        """
-        found = self._checkpoints.restore(_state(params, jnp.float32(0)))
-        if found is None:
-            raise FileNotFoundError("there are no best parameters yet: train for an epoch")
-        return found.params
+def best_parameters(folder: str | Path, params: Params) -> Params:
+    """Returns those that `Best` kept in the folder of a run.
+
+    Args:
+        folder: of the run.
+        params: any parameters of the network.
+
+    Raises:
+        FileNotFoundError: if nothing was measured yet.
+        ValueError: if they are those of another network.
+    """
+    found = _restored(Path(folder), params)
+    if found is None:
+        raise FileNotFoundError(f"{folder} has no best parameters yet: train for an epoch")
+    return found.params
 
 
-def _state(params: Params, value: jax.Array, number: int = 0) -> TrainState:
+def _checkpoints(folder: Path) -> Checkpoints:
+    return Checkpoints(folder / "best")
+
+
+def _restored(folder: Path, params: Params) -> TrainState | None:
+    return _checkpoints(folder).restore(_state(params, jnp.float32(0), 0))
+
+
+def _state(params: Params, value: jax.Array, number: int) -> TrainState:
+    """The measure is in the place of the optimizer's state, and steps count what was better."""
     return TrainState(params, value, jnp.asarray(number, jnp.int32), jax.random.key(0))

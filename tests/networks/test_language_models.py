@@ -164,8 +164,11 @@ def test_alignments_are_those_that_the_network_uses():
     k = layers.dense(4).apply(look[1]["key"], memory)
     close(jax.nn.softmax(q @ k.mT / 2), net.alignments(params, x)[0, :, 0])
 
-    assert recurrent_decoder(7, 4).alignments is None
-    assert transformer_decoder(7, 4, 1, 1).alignments is None
+
+@pytest.mark.parametrize("net", [recurrent_decoder(7, 4), transformer_decoder(7, 4, 1, 1)])
+def test_only_a_network_with_a_memory_has_alignments(net):
+    with pytest.raises(ValueError, match="such as transformer; this one has none"):
+        net.alignments(None, IDS)
 
 
 def step_by_step(net, params, whole, start, prompt_of):

@@ -13,17 +13,17 @@ def test_the_least_is_kept_and_found_again(tmp_path):
     params = {"w": jnp.float32(0)}
     best = train.Best(tmp_path, evaluate)
     with pytest.raises(FileNotFoundError, match="train for an epoch"):
-        best.restore(params)
+        train.best_parameters(tmp_path, params)
     for w in (5.0, 3.0, 4.0, 1.0):
         assert best({"w": jnp.float32(w)}) == evaluate({"w": w})
-    assert float(best.restore(params)["w"]) == 3  # of equals the first
+    assert float(train.best_parameters(tmp_path, params)["w"]) == 3  # of equals the first
     again = train.Best(tmp_path, evaluate)  # as after a resume
     again({"w": jnp.float32(3.5)})
-    assert float(again.restore(params)["w"]) == 3
+    assert float(train.best_parameters(tmp_path, params)["w"]) == 3
     again({"w": jnp.float32(2.5)})
-    assert float(best.restore(params)["w"]) == 2.5
+    assert float(train.best_parameters(tmp_path, params)["w"]) == 2.5
     with pytest.raises(ValueError, match="another network"):
-        best.restore({"w": jnp.zeros(3)})
+        train.best_parameters(tmp_path, {"w": jnp.zeros(3)})
 
 
 def test_a_measure_that_is_not_there(tmp_path):
