@@ -52,8 +52,9 @@ def main(config: Config, folder: Path) -> None:
 
     text = data.numerals() if config.smoke else data.multi30k(config.data or None)
     english, german = text.test
-    remembered = [text.train[1][i] for i in data.nearest(text.train[0], english)]
-    memory = train.bleu(remembered, german)  # before an hour of training: what measures is installed
+    # A translation memory gives the translation of the likest sentence that it has. Measured before an hour of
+    # training, so that it is known that there is what measures.
+    memory = train.bleu([text.train[1][i] for i in data.nearest(text.train[0], english)], german)
     tokenizers = tuple(data.BytePairTokenizer.train(part, config.vocabulary) for part in text.train)
     net, buckets = network(config, tokenizers), 1 if config.smoke else 6
 
@@ -107,7 +108,7 @@ def main(config: Config, folder: Path) -> None:
     found = train.bleu(translations, german)
     report(config, folder, net, params, tokenizers, text, gradients, translations, found, memory)
     print(f"\nBLEU on the test sentences {found.score:.1f} ({found.signature})")
-    print(f"translations of the likest {memory.score:.1f}")
+    print(f"of a translation memory    {memory.score:.1f}")
     print(f"report                     {folder / 'report.html'}")
     if config.translate:
         print(*train.translate(net, params, tokenizers, [config.translate], beams=config.beams))
@@ -139,7 +140,7 @@ def report(config, folder, net, params, tokenizers, text, gradients, translation
         f"tested on {len(english):,} others",
         {
             "BLEU of the test": f"{found.score:.1f}",
-            "translation of the likest sentence": f"{memory.score:.1f}",
+            "BLEU of a translation memory": f"{memory.score:.1f}",
             "validation perplexity of a token": f"{np.exp(least):.2f}",
             "parameters": f"{train.count(params):,}",
             "training time": f"{rows[-1]['seconds'] / 60:.0f} min",
@@ -155,7 +156,12 @@ def report(config, folder, net, params, tokenizers, text, gradients, translation
         "For each token that is written, what percentages of the attention are on those of the source.",
     )
     page.curves(rows)
-    page.html("How it was measured", f"<p>BLEU {found.score:.2f} by sacreBLEU, <code>{found.signature}</code></p>")
+    page.html(
+        "How it was measured",
+        f"<p>BLEU {found.score:.2f} by sacreBLEU, <code>{found.signature}</code>, with beams of {config.beams}, the "
+        "parameters of the epoch that was best on the validation sentences. A translation memory gives the "
+        "translation of that training sentence which has the words most in common (TF-IDF).</p>",
+    )
     page.html("Is the gradient right?", gradients.table_html())
     page.config(cli.configuration(config) | train.versions())
     page.write(folder / "report.html")
