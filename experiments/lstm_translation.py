@@ -158,9 +158,9 @@ def report(config, folder, net, params, tokenizers, text, gradients, translation
     page.curves(rows)
     page.html(
         "How it was measured",
-        f"<p>BLEU {found.score:.2f} by sacreBLEU, <code>{found.signature}</code>, with beams of {config.beams}, the "
+        f"<p>BLEU {found.score:.2f} by sacreBLEU, <code>{found.signature}</code>, with {config.beams} beams, the "
         "parameters of the epoch that was best on the validation sentences. A translation memory gives the "
-        "translation of that training sentence which has the words most in common (TF-IDF).</p>",
+        "translation of the training sentence that has most words in common (TF-IDF).</p>",
     )
     page.html("Is the gradient right?", gradients.table_html())
     page.config(cli.configuration(config) | train.versions())

@@ -98,15 +98,21 @@ def counted(loss: Loss, ignore_label: int) -> Loss:
     """
     ignoring = partial(loss, ignore_label=ignore_label)
 
-    def scale(target: Array) -> Array:
-        return target.size / jnp.maximum(jnp.sum(target != ignore_label), 1)
-
-    @derived(lambda p, t: scale(t).astype(p.dtype) * derivative(ignoring)(p, t))
+    @derived(partial(_counted_derivative, ignoring, ignore_label))
     def scaled(prediction: Array, target: Array) -> Array:
         values = ignoring(prediction, target)
-        return scale(target).astype(values.dtype) * values
+        return _examples_for_each_counted(target, ignore_label).astype(values.dtype) * values
 
     return scaled
+
+
+def _counted_derivative(loss: Loss, ignore_label: int, p: Array, t: Array) -> Array:
+    return _examples_for_each_counted(t, ignore_label).astype(p.dtype) * derivative(loss)(p, t)
+
+
+def _examples_for_each_counted(target: Array, ignore_label: int) -> Array:
+    """N/n."""
+    return target.size / jnp.maximum(jnp.sum(target != ignore_label), 1)
 
 
 def same_shape(name: str, p: Array, t: Array, *options: float) -> None:
