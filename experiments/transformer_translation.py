@@ -32,9 +32,9 @@ class Config(cli.RunOptions):
     layers: int = option(2, "Blocks of the encoder, and of the decoder.", POSITIVE)
     heads: int = option(4, "Heads of each attention.", POSITIVE)
     hidden: int = option(512, "Features inside of the feedforward networks.", POSITIVE)
-    dropout: float = option(0.2, "Dropout rate.", FloatRange(0, 1, max_open=True))
+    dropout: float = option(0.15, "Dropout rate.", FloatRange(0, 1, max_open=True))
     smoothing: float = option(0.1, "Label smoothing of the loss.", FloatRange(0, 1, max_open=True))
-    epochs: int = option(9, "Passes over the training data.", POSITIVE)
+    epochs: int = option(6, "Passes over the training data.", POSITIVE)
     batch_size: int = option(64, "Sentences in a step.", POSITIVE)
     learning_rate: float = option(1e-3, "Peak step size of AdamW, which rises and falls.", FloatRange(min=0))
     weight_decay: float = option(0.01, "Weight decay of AdamW.", FloatRange(min=0))
@@ -121,6 +121,7 @@ def network(config: Config, tokenizers) -> networks.Decoder:
         config.layers,
         config.heads,
         hidden=config.hidden,
+        positions="rotary",
         dropout_rate=config.dropout,
     )
 
