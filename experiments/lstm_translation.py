@@ -27,13 +27,13 @@ class Config(cli.RunOptions):
     data: str = option("", "Folder of Multi30K's files, or of multi30k/ with them; by default $JAXNET_DATA.")
     smoke: bool = option(False, "Try everything in seconds, on numerals: twenty-one is einundzwanzig.")
     translate: str = option("", "A sentence to translate; with --resume nothing else is done.", free=True)
-    vocabulary: int = option(5000, "Tokens of each language: characters and frequent parts of words.", POSITIVE)
+    vocabulary: int = option(4000, "Tokens of each language: characters and frequent parts of words.", POSITIVE)
     features: int = option(256, "Features of each token.", POSITIVE)
     layers: int = option(1, "Recurrent layers of the encoder, and of the decoder.", POSITIVE)
     hidden: int = option(256, "Features of each recurrent layer, in each direction.", POSITIVE)
     dropout: float = option(0.3, "Dropout rate.", FloatRange(0, 1, max_open=True))
     smoothing: float = option(0.1, "Label smoothing of the loss.", FloatRange(0, 1, max_open=True))
-    epochs: int = option(15, "Passes over the training data.", POSITIVE)
+    epochs: int = option(12, "Passes over the training data.", POSITIVE)
     batch_size: int = option(64, "Sentences in a step.", POSITIVE)
     learning_rate: float = option(2e-3, "Peak step size of AdamW, which rises and falls.", FloatRange(min=0))
     weight_decay: float = option(0.01, "Weight decay of AdamW.", FloatRange(min=0))
@@ -56,7 +56,7 @@ def main(config: Config, folder: Path) -> None:
     # training, so that it is known that there is what measures.
     memory = train.bleu([text.train[1][i] for i in data.nearest(text.train[0], english)], german)
     tokenizers = tuple(data.BytePairTokenizer.train(part, config.vocabulary) for part in text.train)
-    net, buckets = network(config, tokenizers), 1 if config.smoke else 6
+    net, buckets = network(config, tokenizers), 1 if config.smoke else 4
 
     def batches(part, **options) -> data.Bucketed:
         ids = (
