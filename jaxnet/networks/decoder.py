@@ -73,11 +73,17 @@ class Decoder(Layer):
 
 
 def decoder(
-    vocabulary: int, features: int, body: Reader, *, tied: bool, implementation: str | None = None
+    vocabulary: int,
+    features: int,
+    body: Reader,
+    *,
+    tied: bool,
+    scale: float = 1.0,
+    implementation: str | None = None,
 ) -> Decoder:
     """The body between an embedding and the last map, which is the embedding's table, transposed, if tied.
 
-    x is ids (B, T), or a pair of that and lengths (B,) if the body takes one.
+    x is ids (B, T), or a pair of that and lengths (B,) if the body takes one. `scale` is of the embedding alone.
 
     `params` is `{"embedding": …, "body": …}`, and `"head"` if it isn't tied.
 
@@ -85,7 +91,7 @@ def decoder(
         ValueError: for a vocabulary < 1; in `prefill` and `step`, for ids of another form.
     """
     whole_numbers("vocabulary", vocabulary)
-    embedding = layers.embedding(vocabulary, features, implementation=implementation)
+    embedding = layers.embedding(vocabulary, features, scale=scale, implementation=implementation)
     last = _hidden(layers.with_lengths(embedding), body)
     head = layers.dense(vocabulary, bias=False, implementation=implementation)
 

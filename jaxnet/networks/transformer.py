@@ -188,7 +188,7 @@ def transformer(
     """Logits (B, T, V) of the next integer of a target, from its source and what comes before: to translate.
 
     Each block of the decoder has one more step between its two: attention to what the encoder has made of the
-    source.
+    source. Embeddings are multiplied by √E.
 
     Args:
         vocabularies: how many integers there are in sources and in targets, V; or one number for both, each with
@@ -231,12 +231,13 @@ def transformer(
         implementation=implementation,
     )
     before, after = parts_of(causal=False), parts_of(causal=True)
-    embedding = layers.embedding(sources, features, implementation=implementation)
+    scale = features**0.5  # else what a block adds, and positions, drown the embeddings
+    embedding = layers.embedding(sources, features, scale=scale, implementation=implementation)
     encoder = of_lengths(lambda lengths: layers.serial(embedding, _encoder(before, lengths)))
 
     def decoder_of(lengths: Array | None) -> Decoder:
         body = _decoder(after, memory=True, lengths=lengths)
-        return decoder(targets, features, body, tied=tied, implementation=implementation)
+        return decoder(targets, features, body, tied=tied, scale=scale, implementation=implementation)
 
     return encoder_decoder(encoder, decoder_of)
 

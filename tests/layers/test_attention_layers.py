@@ -27,6 +27,7 @@ LAYERS = {
     "sinusoidal positions": (positions("sinusoidal"), x_of),
     "learned positions": (positions("learned", length=7), x_of),
     "embedding": (embedding(5, 3), lambda **_: IDS),
+    "scaled embedding": (embedding(5, 3, scale=1.7), lambda **_: IDS),
     "attention": (attention(2), x_of),
     "attention of groups": (attention(4, key_value_heads=2, head_features=3, features=6, bias=False), x_of),
     "causal attention": (attention(2, causal=True, window=2, rotary=100.0, weight_init="glorot_uniform"), x_of),
@@ -107,7 +108,9 @@ def test_a_shape_is_enough_and_everything_has_the_dtype_of_x(name):
         return y, pullback(y)
 
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(gradients, params, x))}
-    inexact = jnp.float32 if name in ("embedding", "from integers") else jnp.bfloat16  # as the table is
+    inexact = (
+        jnp.float32 if name in ("embedding", "scaled embedding", "from integers") else jnp.bfloat16
+    )  # as the table is
     assert {dtype for dtype in dtypes if dtype != jax.dtypes.float0} == {jnp.dtype(inexact)}
 
 

@@ -155,9 +155,11 @@ def test_alignments_are_those_that_the_network_uses():
 
     net = transformer(7, 4, 1, 1)  # p = softmax(q kᵀ / √H), q of the normalised x after self-attention
     params = net.init(KEY, x)
-    memory = transformer_encoder(4, 1, 1, vocabulary=7).apply(params["encoder"], x[0])
+    tables = params["encoder"][0]["table"], params["decoder"]["embedding"]["table"]
+    source, target = (2 * table[ids] for table, ids in zip(tables, x, strict=True))  # √E
+    memory = transformer_encoder(4, 1, 1).apply(params["encoder"][1], source)
     attend, look, _ = jax.tree.map(lambda a: a[0], params["decoder"]["body"][1])
-    y = layers.positions("sinusoidal").apply((), params["decoder"]["embedding"]["table"][x[1]])
+    y = layers.positions("sinusoidal").apply((), target)
     norm, attention = layers.layer_norm(), layers.attention(1, causal=True)
     y = layers.residual(layers.serial(norm, attention)).apply(attend, y)
     q = layers.dense(4).apply(look[1]["query"], norm.apply(look[0], y))
