@@ -417,3 +417,19 @@ def test_the_penalty_of_a_critic_by_its_hand_written_backward_pass(x64):
     jax.tree.map(
         partial(np.testing.assert_allclose, atol=1e-12), jax.grad(by_hand)(params), jax.grad(by_autodiff)(params)
     )
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.2])
+def test_the_mean_is_over_what_counts(alpha, x64):
+    z, labels = draw(1, 2, 3, CLASSES), jnp.array([[1, 0, -1], [3, -1, -1]])
+    plain = partial(losses.cross_entropy, label_smoothing=alpha)
+    loss = losses.counted(plain, -1)
+    counts = np.asarray(labels) != -1
+    expected = plain(z[counts], labels[counts]).mean()
+    np.testing.assert_allclose(loss(z, labels).mean(), expected, rtol=1e-12)
+    autodiff = jax.grad(lambda z: loss(z, labels).sum())(z)
+    np.testing.assert_allclose(losses.derivative(loss)(z, labels), autodiff, atol=1e-12)
+    nothing = jnp.full((2, 3), -1)
+    assert not np.any(loss(z, nothing))
+    assert not np.any(losses.derivative(loss)(z, nothing))
+    assert loss(z.astype("float32"), labels).dtype == jnp.float32

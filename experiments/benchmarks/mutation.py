@@ -138,6 +138,18 @@ def of_negative_elbo() -> Target:
     ]
 
 
+def of_counted() -> Target:
+    """Its derivative beside that of the loss that it scales."""
+    loss = losses.counted(partial(losses.cross_entropy, label_smoothing=0.2), 1)
+
+    def by_hand(prediction: Any) -> tuple[Any]:
+        return (losses.derivative(loss)(prediction, CLASSES),)
+
+    return [module("losses.loss")._counted_derivative], [
+        trial(lambda p: loss(p, CLASSES).sum(), LOGITS, hand_written=by_hand)
+    ]
+
+
 LOGITS = draw(5, 5)
 CLASSES = np.array([0, 4, 1, 1, 2], np.int32)
 PROBABILITIES = activations.softmax(draw(5, 5, seed=1))
@@ -227,6 +239,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
             "wasserstein.generator",
         )
     },
+    "counted": of_counted,
     "losses' rule": lambda: (
         [held(loss, "g")[0].jvp for loss in (losses.squared_error, losses.kl_divergence)],
         of_loss("squared_error", (LOGITS, draw(5, 5, seed=1), {}))[1]

@@ -30,6 +30,7 @@ from jaxnet.data.sequences import excerpts as excerpts
 from jaxnet.data.sequences import next_tokens as next_tokens
 from jaxnet.data.sequences import padded as padded
 from jaxnet.data.sequences import scored as scored
+from jaxnet.data.sequences import teacher_forcing as teacher_forcing
 from jaxnet.data.sequences import windows as windows
 from jaxnet.data.series import Forecast as Forecast
 from jaxnet.data.series import Series as Series
@@ -40,6 +41,8 @@ from jaxnet.data.texts import Text as Text
 from jaxnet.data.texts import Translations as Translations
 from jaxnet.data.texts import characters as characters
 from jaxnet.data.texts import multi30k as multi30k
+from jaxnet.data.texts import nearest as nearest
+from jaxnet.data.texts import numerals as numerals
 from jaxnet.data.texts import shakespeare as shakespeare
 from jaxnet.data.texts import small_text as small_text
 from jaxnet.data.texts import sst2 as sst2

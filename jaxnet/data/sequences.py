@@ -143,9 +143,8 @@ def bucketed(
         boundaries: the padded lengths, the last at least the longest sequence; or how many, which are then chosen
             so that there is the least padding.
         value: what fills up.
-        arrange: makes the batch out of the columns, for instance a decoder's input and target out of
-            a translation: `lambda source, target: ((source, target[0][:, :-1]), target[0][:, 1:])`. None: the
-            columns themselves.
+        arrange: makes the batch out of the columns, such as `teacher_forcing`, a decoder's input and target out of
+            a translation. None: the columns themselves.
         drop_last: whether the last, partial batch is left out: with a key, other examples in each epoch.
         prefetch: batches made ready ahead by a thread; 0 for none.
 
@@ -168,6 +167,16 @@ def bucketed(
         drop_last=drop_last,
         prefetch=prefetch,
     )
+
+
+def teacher_forcing(source: Padded, target: Padded) -> tuple[tuple[Padded, np.ndarray], np.ndarray]:
+    """The batch of an encoder and decoder: ((source, target up to each place), the token after it).
+
+    It is an `arrange` for `bucketed`; both are (ids (n, t), lengths (n,)), the decoder gets (n, t − 1).
+    (Williams and Zipser, 1989).
+    """
+    ids, _ = target
+    return (source, ids[:, :-1]), ids[:, 1:]
 
 
 def windows(series: np.ndarray, input: int, horizon: int, *, stride: int = 1) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """Texts: one long one, sentences with a class, sentences with their translation."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,6 +114,71 @@ def multi30k(folder: str | Path | None = None, source: str = "en", target: str =
             )
     train, validation, test = zip(found[::2], found[1::2], strict=True)
     return Translations("Multi30K", train, validation, test, (source, target), "Elliott et al., 2016")
+
+
+def numerals(most: int = 999) -> Translations:
+    """The numbers from 1 on in English words and in German ones; a tenth each for the validation and as test.
+
+    A language pair that needs no files: "twenty-one" is "einundzwanzig".
+
+    Args:
+        most: the last number, from 10 to 999.
+    """
+    if not 10 <= most <= 999:
+        raise ValueError(f"numerals needs 10 ≤ most ≤ 999; got {most}")
+    numbers = np.random.default_rng(0).permutation(np.arange(1, most + 1))
+    pairs = [(_english(int(n)), _german(int(n))) for n in numbers]
+    tenth = most // 10
+    parts = pairs[2 * tenth :], pairs[:tenth], pairs[tenth : 2 * tenth]
+    train, validation, test = (([e for e, _ in part], [g for _, g in part]) for part in parts)
+    return Translations("Numerals", train, validation, test, ("en", "de"), "made here")
+
+
+_WORDS = """
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+    eighteen nineteen
+    ten twenty thirty forty fifty sixty seventy eighty ninety
+    null eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn sechzehn
+    siebzehn achtzehn neunzehn
+    zehn zwanzig dreißig vierzig fünfzig sechzig siebzig achtzig neunzig
+"""
+_ALL = _WORDS.split()
+_ONES, _TENS, _EINER, _ZEHNER = _ALL[:20], _ALL[20:29], _ALL[29:49], _ALL[49:]
+
+
+def _english(n: int) -> str:
+    if n < 20:
+        return _ONES[n]
+    if n < 100:
+        return _TENS[n // 10 - 1] + (f"-{_ONES[n % 10]}" if n % 10 else "")
+    return f"{_ONES[n // 100]} hundred" + (f" and {_english(n % 100)}" if n % 100 else "")
+
+
+def _german(n: int) -> str:
+    if n < 20:
+        return _EINER[n]
+    if n < 100:
+        return (f"{_EINER[n % 10].removesuffix('s' * (n % 10 == 1))}und" if n % 10 else "") + _ZEHNER[n // 10 - 1]
+    return f"{_EINER[n // 100].removesuffix('s' * (n < 200))}hundert" + (_german(n % 100) if n % 100 else "")
+
+
+def nearest(known: Sequence[str], asked: Sequence[str]) -> np.ndarray:
+    """Returns the number of the text in `known` that is most like each in `asked`, int (len(asked),).
+
+    They are compared by the cosine of their words and pairs of words, each counted as 1 + ln n and weighted by the
+    logarithm of how rare it is in `known` (TF-IDF).
+
+    Reference: Salton and Buckley, "Term-weighting approaches in automatic text retrieval" (1988).
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer  # scikit-learn takes a second to import
+
+    if not len(known) or not len(asked):
+        raise ValueError(f"nearest needs texts; got {len(known)} known and {len(asked)} asked ones")
+    weights = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)
+    columns = weights.fit_transform(known).T.tocsc()
+    rows = weights.transform(asked)
+    parts = (rows[i : i + 100] @ columns for i in range(0, len(asked), 100))
+    return np.concatenate([np.asarray(part.argmax(1)).ravel() for part in parts])
 
 
 def sst2(folder: str | Path | None = None) -> Sentences:

@@ -1,5 +1,6 @@
 """Multi-head attention."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,6 +26,16 @@ class Cache(NamedTuple):
     keys: Array  # (B, length, K, H)
     values: Array  # (B, length, K, H)
     filled: Array  # (B,)
+
+
+class Attention(Reader):
+    """A layer of attention, and where it looks.
+
+    `probabilities(params, x) → p` (B, N, T, S), of y = p v Wₒ, in inference: how much each place of x sees of each
+    place of the memory.
+    """
+
+    probabilities: Callable[[Params, Any], Array]
 
 
 class _Inputs(NamedTuple):
@@ -68,7 +79,7 @@ def attention(
     bias: bool = True,
     weight_init: str | Initializer | None = None,
     implementation: str | None = None,
-) -> Reader:
+) -> Attention:
     """y = softmax(q kᵀ / √H) v Wₒ, with q = x W_q, k = m W_k and v = m W_v cut into heads: `ops.attention`.
 
     x is (B, T, E). In self-attention m is x; with `memory` the layer takes (x, m), m (B, S, M), and with `lengths`
@@ -194,7 +205,19 @@ def attention(
         y = ops.linear(_joined(y), *_of(params["output"]), implementation=implementation)
         return y, Cache(keys, values, state.filled + (x.shape[1] if lengths is None else lengths.astype("int32")))
 
-    return Reader.of(Layer(init, apply, vjp), start, read)
+    def probabilities(params: Params, x: Any) -> Array:
+        """With v = 1, the unit matrix, y is p."""
+        x, m, count = inputs.apart(x)
+        q, k = mapped(params, "query", x), mapped(params, "key", m)
+        if rotary is not None:
+            q, k = (ops.rotary(a, base=rotary, implementation=implementation) for a in (q, k))
+        s = m.shape[1]
+        v = jnp.broadcast_to(jnp.eye(s, dtype=q.dtype)[None, :, None], (len(m), s, groups, s))
+        return ops.attention(q, k, v, **options(None, count)).transpose(0, 2, 1, 3)
+
+    layer = Attention.of(Layer(init, apply, vjp), start, read)
+    layer.probabilities = probabilities
+    return layer
 
 
 def _put(cache: Array, piece: Array, count: Array) -> Array:

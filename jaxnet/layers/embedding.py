@@ -1,5 +1,6 @@
 """Embeddings and positions: how words, and their places, become vectors."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,15 +22,17 @@ def embedding(
     rows: int,
     features: int,
     *,
+    scale: float = 1.0,
     table_init: str | Initializer | None = None,
     dtype: DTypeLike = "float32",
     implementation: str | None = None,
 ) -> Layer:
-    """y = W[x], x integers (…), W (rows, features): `ops.embedding` with parameters.
+    """y = c W[x], x integers (…), W (rows, features): `ops.embedding` with parameters.
 
     Args:
         rows: how many different integers there are.
         features: the size of the vectors.
+        scale: c; √features makes numbers of about 1 of a W that is also a last map. (Vaswani et al., 2017, 3.4).
         table_init: a name or function of `layers.initializers`; None is N(0, 1/features).
         dtype: of the table: x has none to give.
         implementation: see `jaxnet.ops.dispatch`.
@@ -44,22 +47,27 @@ def embedding(
         raise ValueError(f"embedding needs whole numbers of rows and features ≥ 1; got {rows!r} and {features!r}")
     table_of = normal(features**-0.5) if table_init is None else initializers.get(table_init)
 
+    def scaled(y: Array) -> Array:
+        return y if scale == 1 else y * jnp.asarray(scale, y.dtype)
+
     def init(key: Array, x: Input) -> Params:
         if not jnp.issubdtype(x.dtype, jnp.integer):
             raise ValueError(f"embedding needs an x of integers; got {x.dtype} {x.shape}")
         return {"table": table_of(key, (rows, features), jnp.dtype(dtype))}
 
     def apply(params: Params, x: Array, *, key: Array | None = None) -> Array:
-        return ops.embedding(x, params["table"], implementation=implementation)
+        return scaled(ops.embedding(x, params["table"], implementation=implementation))
 
     def vjp(params: Params, x: Array, *, key: Array | None = None) -> tuple[Array, Partial]:
         y, pullback = ops.embedding_vjp(x, params["table"], implementation=implementation)
-        return y, Partial(_pullback, pullback)
+        return scaled(y), Partial(partial(_pullback, scale), pullback)
 
     return Layer(init, apply, vjp)
 
 
-def _pullback(pullback: Partial, dy: Array) -> tuple[Params, Any]:
+def _pullback(scale: float, pullback: Partial, dy: Array) -> tuple[Params, Any]:
+    """dW is c times that of W[x]."""
+    dy = dy if scale == 1 else dy * jnp.asarray(scale, dy.dtype)
     return {"table": pullback(dy)}, of_integers(dy.shape[:-1])
 
 

@@ -1,7 +1,7 @@
 """The one law: a layer is three pure functions, and its `vjp` agrees with autodiff of its `apply`."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -32,6 +32,9 @@ class Layer(NamedTuple):
     vjp: Callable[..., tuple[Any, Callable[[Any], tuple[Params, Array]]]]
 
 
+R = TypeVar("R", bound="Reader")
+
+
 class Reader(Layer):
     """A layer of sequences that can also read them piece by piece, in inference.
 
@@ -51,12 +54,12 @@ class Reader(Layer):
 
     @classmethod
     def of(
-        cls,
+        cls: type[R],
         layer: Layer,
         start: Callable[..., Any],
         read: Callable[..., tuple[Array, Any]],
         select: Callable[[Any, Array], Any] | None = None,
-    ) -> "Reader":
+    ) -> R:
         """The layer with these beside; without a `select` all arrays of the state begin with the axis B."""
         self = cls(*layer)
         self.start, self.read = start, read

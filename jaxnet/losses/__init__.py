@@ -22,6 +22,7 @@ from jaxnet.losses.divergence import gaussian_kl as gaussian_kl
 from jaxnet.losses.divergence import kl_divergence as kl_divergence
 from jaxnet.losses.divergence import negative_elbo as negative_elbo
 from jaxnet.losses.loss import Loss as Loss
+from jaxnet.losses.loss import counted as counted
 from jaxnet.losses.loss import derivative as derivative
 from jaxnet.losses.regression import huber as huber
 from jaxnet.losses.regression import squared_error as squared_error

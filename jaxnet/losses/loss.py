@@ -83,6 +83,38 @@ def derived(derivative: Callable[..., Any]) -> Callable[[Callable[..., Array]], 
     return attach
 
 
+def counted(loss: Loss, ignore_label: int) -> Loss:
+    """The loss whose mean over all N examples is that of `loss` over the n that count, such as all but padding.
+
+        L = N/n loss,  n = Σ [label ≠ ignore_label],  ∂L/∂p = N/n ∂loss/∂p
+
+    Args:
+        loss: one with an `ignore_label`, `losses.cross_entropy` or a partial of it.
+        ignore_label: the label of what doesn't count. If nothing counts, the loss is 0.
+
+    Example:
+        >>> losses.counted(losses.cross_entropy, -1)(jnp.zeros((4, 2)), jnp.array([0, 1, 1, -1])).mean()
+        Array(0.6931472, dtype=float32)
+    """
+    ignoring = partial(loss, ignore_label=ignore_label)
+
+    @derived(partial(_counted_derivative, ignoring, ignore_label))
+    def scaled(prediction: Array, target: Array) -> Array:
+        values = ignoring(prediction, target)
+        return _examples_for_each_counted(target, ignore_label).astype(values.dtype) * values
+
+    return scaled
+
+
+def _counted_derivative(loss: Loss, ignore_label: int, p: Array, t: Array) -> Array:
+    return _examples_for_each_counted(t, ignore_label).astype(p.dtype) * derivative(loss)(p, t)
+
+
+def _examples_for_each_counted(target: Array, ignore_label: int) -> Array:
+    """N/n."""
+    return target.size / jnp.maximum(jnp.sum(target != ignore_label), 1)
+
+
 def same_shape(name: str, p: Array, t: Array, *options: float) -> None:
     """Raises a `ValueError` unless prediction and target have one shape."""
     if p.shape != t.shape:

@@ -18,6 +18,7 @@ from jaxnet import layers, ops
 from jaxnet.layers import Layer, Reader
 from jaxnet.layers.layer import Inputs, Params, output, split
 from jaxnet.networks.blocks import whole_numbers
+from jaxnet.networks.memory import Attending
 
 
 class Decoder(Layer):
@@ -39,6 +40,8 @@ class Decoder(Layer):
     ===========  ================================================  ============================================
 
     With a memory, as in `encoder_decoder`, x is a pair (ids, memory), and `start` and `prefill` take a `memory`.
+    `alignments(params, x) → p` (layers, B, N, T, S) then tells how much each place of the target sees of each of
+    the source, in each layer and head of the attention to it.
 
     A prompt is ids (B, T), or a pair of that and lengths (B,), each ≥ 1; the logits are those after its end. They
     are `apply`'s at the same places. What goes on beyond `max_length` is lost, without an error.
@@ -51,6 +54,15 @@ class Decoder(Layer):
     prefill: Callable[..., tuple[Array, Any]]
     select: Callable[[Any, Array], Any]
 
+    @staticmethod
+    def alignments(params: Params, x: Any) -> Array:
+        """Of a network with a memory.
+
+        Raises:
+            ValueError: for others.
+        """
+        raise ValueError("alignments are those of a network with a memory, such as transformer; this one has none")
+
     @classmethod
     def of(cls, layer: Layer, **parts: Any) -> "Decoder":
         """The layer with its parts beside."""
@@ -61,11 +73,17 @@ class Decoder(Layer):
 
 
 def decoder(
-    vocabulary: int, features: int, body: Reader, *, tied: bool, implementation: str | None = None
+    vocabulary: int,
+    features: int,
+    body: Reader,
+    *,
+    tied: bool,
+    scale: float = 1.0,
+    implementation: str | None = None,
 ) -> Decoder:
     """The body between an embedding and the last map, which is the embedding's table, transposed, if tied.
 
-    x is ids (B, T), or a pair of that and lengths (B,) if the body takes one.
+    x is ids (B, T), or a pair of that and lengths (B,) if the body takes one. `scale` is of the embedding alone.
 
     `params` is `{"embedding": …, "body": …}`, and `"head"` if it isn't tied.
 
@@ -73,7 +91,7 @@ def decoder(
         ValueError: for a vocabulary < 1; in `prefill` and `step`, for ids of another form.
     """
     whole_numbers("vocabulary", vocabulary)
-    embedding = layers.embedding(vocabulary, features, implementation=implementation)
+    embedding = layers.embedding(vocabulary, features, scale=scale, implementation=implementation)
     last = _hidden(layers.with_lengths(embedding), body)
     head = layers.dense(vocabulary, bias=False, implementation=implementation)
 
@@ -117,6 +135,11 @@ def decoder(
         y, cache = read(params, cache, ids, lengths)
         return logits(params, at_end(y, lengths)), cache
 
+    def alignments(params: Params, x: Any) -> Array:
+        ids, memory = x
+        assert isinstance(body, Attending)
+        return body.alignments(params["body"], (embedding.apply(params["embedding"], ids), memory))
+
     return Decoder.of(
         Layer(init, apply, vjp),
         hidden=last,
@@ -125,6 +148,7 @@ def decoder(
         step=step,
         prefill=prefill,
         select=body.select,
+        **({"alignments": alignments} if isinstance(body, Attending) else {}),
     )
 
 
@@ -166,6 +190,11 @@ def encoder_decoder(encoder: Layer, decoder_of: Callable[[Array | None], Decoder
         memory = encoder.apply(params["encoder"], source)
         return of(source).prefill(params["decoder"], target, room, memory)
 
+    def alignments(params: Params, x: Inputs) -> Array:
+        source, target = x
+        memory = encoder.apply(params["encoder"], source)
+        return of(source).alignments(params["decoder"], (target, memory))
+
     return Decoder.of(
         _on_memory(init, encoder, of),
         hidden=_on_memory(init, encoder, lambda source: of(source).hidden),
@@ -174,6 +203,7 @@ def encoder_decoder(encoder: Layer, decoder_of: Callable[[Array | None], Decoder
         step=step,
         prefill=prefill,
         select=decoder_of(None).select,
+        alignments=alignments,
     )
 
 

@@ -11,9 +11,18 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
-from jaxnet.layers import Layer
+from jaxnet.layers import Layer, Reader
 from jaxnet.layers.embedding import of_integers
 from jaxnet.layers.layer import Inputs, Params
+
+
+class Attending(Reader):
+    """A body of (x, m).
+
+    `alignments(params, (x, m)) → p` (layers, B, N, T, S): how much of each place of m each place of x sees.
+    """
+
+    alignments: Callable[[Params, Any], Array]
 
 
 def of_lengths(layer_of: Callable[[Array | None], Layer]) -> Layer:

@@ -12,7 +12,7 @@ from jaxnet.layers import Layer, Reader
 from jaxnet.layers.layer import Params
 from jaxnet.networks.blocks import head, whole_numbers
 from jaxnet.networks.decoder import Decoder, decoder, encoder_decoder
-from jaxnet.networks.memory import given, without_memory
+from jaxnet.networks.memory import Attending, given, without_memory
 
 _CELLS: dict[str, Callable[..., Reader]] = {"rnn": layers.rnn, "lstm": layers.lstm, "gru": layers.gru}
 
@@ -225,7 +225,7 @@ def _encoder(
 
 def _attending(
     cells: Reader, lengths: Array | None, features: int, dropout_rate: float, implementation: str | None
-) -> Reader:
+) -> Attending:
     """y = tanh([s, c] W + b) of (x, m), m being of these lengths."""
     attention = layers.attention(
         1, memory=True, lengths=lengths is not None, bias=False, implementation=implementation
@@ -247,7 +247,13 @@ def _attending(
         c, _ = attention.read(params[first + 1][1], held, s)
         return dense.apply(params[first + 2], jnp.concatenate([s, c], -1)), (after, held)
 
-    return Reader.of(layers.serial(*stack), start, read)
+    def alignments(params: Params, x: Any) -> Array:
+        s, rest = cells.apply(params[first], x[0]), () if lengths is None else (lengths,)
+        return attention.probabilities(params[first + 1][1], (s, x[1], *rest))[None]
+
+    body = Attending.of(layers.serial(*stack), start, read)
+    body.alignments = alignments
+    return body
 
 
 def _body(cells: Reader, dropout_rate: float) -> Reader:

@@ -19,10 +19,11 @@ from jax.tree_util import Partial
 from jaxnet import layers
 from jaxnet.activations import Activation
 from jaxnet.layers import Layer, Reader
+from jaxnet.layers.attention import Attention
 from jaxnet.layers.layer import Inputs, Params
 from jaxnet.networks.blocks import whole_numbers
 from jaxnet.networks.decoder import Decoder, decoder, encoder_decoder
-from jaxnet.networks.memory import given, of_lengths, without_memory
+from jaxnet.networks.memory import Attending, given, of_lengths, without_memory
 
 _NORMALIZATIONS: dict[str, Callable[..., Layer]] = {"layer": layers.layer_norm, "rms": layers.rms_norm}
 
@@ -187,7 +188,7 @@ def transformer(
     """Logits (B, T, V) of the next integer of a target, from its source and what comes before: to translate.
 
     Each block of the decoder has one more step between its two: attention to what the encoder has made of the
-    source.
+    source. Embeddings are multiplied by √E.
 
     Args:
         vocabularies: how many integers there are in sources and in targets, V; or one number for both, each with
@@ -230,12 +231,13 @@ def transformer(
         implementation=implementation,
     )
     before, after = parts_of(causal=False), parts_of(causal=True)
-    embedding = layers.embedding(sources, features, implementation=implementation)
+    scale = features**0.5  # else what a block adds, and positions, drown the embeddings
+    embedding = layers.embedding(sources, features, scale=scale, implementation=implementation)
     encoder = of_lengths(lambda lengths: layers.serial(embedding, _encoder(before, lengths)))
 
     def decoder_of(lengths: Array | None) -> Decoder:
         body = _decoder(after, memory=True, lengths=lengths)
-        return decoder(targets, features, body, tied=tied, implementation=implementation)
+        return decoder(targets, features, body, tied=tied, scale=scale, implementation=implementation)
 
     return encoder_decoder(encoder, decoder_of)
 
@@ -249,7 +251,7 @@ class _Parts(NamedTuple):
     dropout: list[Layer]
     place: Reader | None
     attention: Callable[..., Reader]  # with what is said of places
-    cross: Callable[..., Reader]  # to a memory
+    cross: Callable[..., Attention]  # to a memory
     forward: list[Layer]
 
     def step(self, *parts: Layer) -> Layer:
@@ -396,7 +398,27 @@ def _decoder(parts: _Parts, memory: bool = False, lengths: Array | None = None) 
         at = None if parts.place is None else parts.place.select(at, rows)
         return at, *jax.tree.map(lambda a: a[:, rows], caches)
 
-    return Reader.of(layer, start, read, select)
+    def alignments(params: Params, x: Any) -> Array:
+        """p of the attention to m, of all blocks."""
+        x, m = x
+        x = x if parts.place is None else parts.place.apply(params[0], x)
+        rest = () if lengths is None else (lengths,)
+
+        def block(pair: Any, own: Params) -> tuple[Any, Array]:
+            x, m = layers.with_lengths(steps[0]).apply(own[0], pair)
+            before, maps = own[1][:2] if parts.norm_first else (None, own[1][0][0])
+            seen = parts.norm().apply(before, x) if parts.norm_first else x
+            p = cross.probabilities(maps, (seen, m, *rest))
+            pair = steps[1].apply(own[1], (x, m))
+            return layers.with_lengths(feed).apply(own[2], pair), p
+
+        return jax.lax.scan(block, (x, m), params[parts.blocks])[1]
+
+    if not memory:
+        return Reader.of(layer, start, read, select)
+    body = Attending.of(layer, start, read, select)
+    body.alignments = alignments
+    return body
 
 
 def _residual(layer: Layer) -> Layer:

@@ -3,6 +3,8 @@
 from jaxnet.train.adversarial import generate as generate
 from jaxnet.train.adversarial import init_gan as init_gan
 from jaxnet.train.adversarial import make_gan_step as make_gan_step
+from jaxnet.train.best import Best as Best
+from jaxnet.train.best import best_parameters as best_parameters
 from jaxnet.train.checkpoint import Checkpoints as Checkpoints
 from jaxnet.train.gradients import check_gradients as check_gradients
 from jaxnet.train.loop import Interrupted as Interrupted
@@ -26,3 +28,8 @@ from jaxnet.train.state import init as init
 from jaxnet.train.step import Step as Step
 from jaxnet.train.step import evaluate as evaluate
 from jaxnet.train.step import make_step as make_step
+from jaxnet.train.translation import Alignment as Alignment
+from jaxnet.train.translation import Bleu as Bleu
+from jaxnet.train.translation import alignments as alignments
+from jaxnet.train.translation import bleu as bleu
+from jaxnet.train.translation import translate as translate

@@ -119,27 +119,45 @@ def updated(
     return optax.apply_updates(params, updates), opt_state
 
 
-def evaluate(net: Layer, params: Params, batches: Batches, metrics: Mapping[str, Metric]) -> dict[str, float]:
+def evaluate(
+    net: Layer,
+    params: Params,
+    batches: Batches,
+    metrics: Mapping[str, Metric],
+    *,
+    ignore_label: int | None = None,
+) -> dict[str, float]:
     """Returns the mean of each metric over all examples, in inference (no key).
+
+    With an `ignore_label`, such as that of padding, it is the mean over all places whose label is another one; the
+    metrics then have one value for each place, and the targets are integers.
 
     Example:
         >>> train.evaluate(net, params, test, {"loss": losses.cross_entropy, "accuracy": train.accuracy})
         {'loss': 0.07, 'accuracy': 0.98}
     """
-    total, examples = dict.fromkeys(metrics, 0.0), 0
+    total, count = dict.fromkeys(metrics, 0.0), 0
     for x, target in batches:
-        means = _means(net, tuple(metrics.items()))(params, x, target)
-        size = len(jax.tree.leaves(x)[0])
+        means = _means(net, tuple(metrics.items()), ignore_label)(params, x, target)
+        size = len(jax.tree.leaves(x)[0]) if ignore_label is None else int(np.sum(target != ignore_label))
         total = {name: total[name] + float(mean) * size for name, mean in means.items()}
-        examples += size
-    return {name: value / examples for name, value in total.items()}
+        count += size
+    return {name: value / count for name, value in total.items()}
 
 
 @lru_cache(maxsize=64)
-def _means(net: Layer, metrics: tuple[tuple[str, Metric], ...]) -> Callable[..., Metrics]:
+def _means(
+    net: Layer, metrics: tuple[tuple[str, Metric], ...], ignore_label: int | None
+) -> Callable[..., Metrics]:
+    def mean(values: Array, target: Array) -> Array:
+        if ignore_label is None:
+            return jnp.mean(values)
+        counts = target != ignore_label
+        return jnp.sum(jnp.where(counts, values, 0)) / jnp.maximum(jnp.sum(counts), 1).astype(values.dtype)
+
     @jax.jit
     def means(params: Params, x: Inputs, target: Array) -> Metrics:
         prediction = net.apply(params, x)
-        return {name: jnp.mean(metric(prediction, target)) for name, metric in metrics}
+        return {name: mean(metric(prediction, target), target) for name, metric in metrics}
 
     return means

@@ -291,3 +291,11 @@ def test_excerpts_refused(numbers):
     length, batch_size, steps = numbers
     with pytest.raises(ValueError, match="needs"):
         data.excerpts(np.arange(4), length, batch_size, steps=steps, key=KEY)
+
+
+def test_teacher_forcing():
+    source, target = data.padded([[5, 6], [7]]), data.padded([[1, 8, 9, 2], [1, 2]])
+    (given, before), after = data.teacher_forcing(source, target)
+    assert given is source
+    np.testing.assert_array_equal(before, [[1, 8, 9], [1, 2, 0]])
+    np.testing.assert_array_equal(after, [[8, 9, 2], [2, 0, 0]])

@@ -190,6 +190,37 @@ def test_translations(tmp_path):
         data.multi30k(tmp_path, "de")
 
 
+def test_numerals():
+    found = data.numerals()
+    assert [len(part[0]) for part in (found.train, found.validation, found.test)] == [801, 99, 99]
+    pairs = dict(pair for part in found[1:4] for pair in zip(*part, strict=True))
+    assert len(pairs) == len(set(pairs.values())) == 999
+    known = {
+        "one": "eins",
+        "eleven": "elf",
+        "seventeen": "siebzehn",
+        "twenty": "zwanzig",
+        "twenty-one": "einundzwanzig",
+        "thirty-six": "sechsunddreißig",
+        "one hundred": "einhundert",
+        "one hundred and one": "einhunderteins",
+        "nine hundred and ninety-nine": "neunhundertneunundneunzig",
+    }
+    assert {english: pairs[english] for english in known} == known
+    assert data.numerals() == found
+    with pytest.raises(ValueError, match="got 1000"):
+        data.numerals(1000)
+
+
+def test_the_nearest_text_has_the_rarest_words_in_common():
+    known = ["a man in a hat", "a dog in the snow", "A hat in the snow", "a man with a dog"]
+    found = data.nearest(known, ["a dog and a man", "the snow, a DOG", "in a hat", "zebra"])
+    np.testing.assert_array_equal(found[:3], [3, 1, 0])
+    assert found.shape == (4,)
+    with pytest.raises(ValueError, match="got 4 known and 0 asked"):
+        data.nearest(known, [])
+
+
 def test_sentences_with_a_class(tmp_path):
     found = data.sst2(written(tmp_path, SST2))
     assert found.train[0] == ['a "good film', "it 's bad , too"]

@@ -152,6 +152,23 @@ def test_words_of_a_text_of_ones_own_are_written_on_from_another_prompt(run):
     assert only_error(done) == "error: --prompt ' ' has no word to write on from"
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["lstm_translation", "transformer_translation"])
+def test_a_sentence_of_ones_own_is_translated_by_a_finished_run(run, name):
+    smoke = "--smoke", "--epochs", "1", "--run", f"{name}-own"
+    done = run(name, *smoke, "--translate", "twenty-one")
+    assert (done.returncode, done.stderr) == (0, "")
+    made = run.cwd / "runs" / f"{name}-own"
+    before = {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
+    again = run(name, "--resume", "--run", f"{name}-own", "--translate", "twenty-one")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
+    assert "PASS" not in again.stdout
+    assert {path: path.read_bytes() for path in made.rglob("*") if path.is_file()} == before
+    config = json.loads((made / "config.json").read_text())
+    assert config["options"]["translate"] == ""
+
+
 def test_config_json(run):
     options = ("--seed", "3", "--hidden", "5,4", "--activation", "tanh")
     assert run("feedforward_cancer", "--run", "named", "--epochs", "1", *options).returncode == 0

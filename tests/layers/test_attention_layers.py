@@ -27,6 +27,7 @@ LAYERS = {
     "sinusoidal positions": (positions("sinusoidal"), x_of),
     "learned positions": (positions("learned", length=7), x_of),
     "embedding": (embedding(5, 3), lambda **_: IDS),
+    "scaled embedding": (embedding(5, 3, scale=1.7), lambda **_: IDS),
     "attention": (attention(2), x_of),
     "attention of groups": (attention(4, key_value_heads=2, head_features=3, features=6, bias=False), x_of),
     "causal attention": (attention(2, causal=True, window=2, rotary=100.0, weight_init="glorot_uniform"), x_of),
@@ -107,7 +108,9 @@ def test_a_shape_is_enough_and_everything_has_the_dtype_of_x(name):
         return y, pullback(y)
 
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(gradients, params, x))}
-    inexact = jnp.float32 if name in ("embedding", "from integers") else jnp.bfloat16  # as the table is
+    inexact = (
+        jnp.float32 if name in ("embedding", "scaled embedding", "from integers") else jnp.bfloat16
+    )  # as the table is
     assert {dtype for dtype in dtypes if dtype != jax.dtypes.float0} == {jnp.dtype(inexact)}
 
 
@@ -155,6 +158,23 @@ def test_a_layer_is_its_formula(x64):
     )
     y = ops.linear(ops.attention(q, k, v).reshape(2, 5, 4), *params["output"].values())
     close(layer.apply(params, (x, m)), y)
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if "attention" in name])
+def test_probabilities_are_those_of_the_values(x64, name):
+    """y = p v Wₒ + b, with the values of each group of heads."""
+    layer, make = LAYERS[name]
+    x = make(dtype=jnp.float64)
+    params = layer.init(KEY, x)
+    p = layer.probabilities(params, x)
+    np.testing.assert_allclose(p.sum(-1), 1, atol=1e-12)
+    memory = x[1] if "memory" in name else x[0] if isinstance(x, tuple) else x
+    v = ops.linear(memory, *[params["value"][part] for part in ("weight", "bias") if part in params["value"]])
+    groups = params["key"]["weight"].shape[1] * p.shape[1] // params["query"]["weight"].shape[1]
+    v = jnp.repeat(v.reshape(*v.shape[:2], groups, -1), p.shape[1] // groups, 2)
+    y = jnp.einsum("bnts,bsnh->btnh", p, v).reshape(p.shape[0], p.shape[2], -1) @ params["output"]["weight"]
+    y = y + params["output"].get("bias", jnp.zeros(1))[None, None]
+    close(y, layer.apply(params, x))
 
 
 def test_dropout_is_of_training_alone():

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from jaxnet import layers, losses, train
-from jaxnet.networks import recurrent_decoder, sequence_to_sequence, transformer, transformer_decoder
+from jaxnet.networks import (
+    recurrent_decoder,
+    sequence_to_sequence,
+    transformer,
+    transformer_decoder,
+    transformer_encoder,
+)
 
 KEY, TRAINING = jax.random.key(0), jax.random.key(7)
 IDS = jnp.array([[2, 0, 2, 5, 1], [4, 4, 1, 3, 6]])
@@ -114,6 +120,57 @@ def test_a_translation_step_by_step_is_all_at_once(name):
     params = net.init(KEY, (source, IDS))
     whole = jax.jit(net.apply)(params, (source, IDS))
     step_by_step(net, params, whole, partial(net.start, params, source), lambda ids: (source, ids))
+
+
+@pytest.mark.parametrize(
+    ("net", "shape"),
+    [
+        (transformer(7, 4, 2, 2), (2, 2, 2, 5, 3)),
+        (transformer(7, 4, 3, 1, norm_first=False, dropout_rate=0.3, positions=None), (3, 2, 1, 5, 3)),
+        (sequence_to_sequence(7, 4, dropout_rate=0.3), (1, 2, 1, 5, 3)),
+    ],
+)
+@pytest.mark.parametrize("lengths", [None, jnp.array([3, 1])])
+def test_alignments_of_a_target_to_its_source(net, shape, lengths):
+    source = jnp.array([[1, 2, 3], [4, 5, 6]])
+    x = (source if lengths is None else (source, lengths)), IDS
+    params = net.init(KEY, x)
+    p = jax.jit(net.alignments)(params, x)
+    assert p.shape == shape
+    np.testing.assert_allclose(p.sum(-1), 1, atol=1e-5)
+    assert (jnp.count_nonzero(p[:, 1] > 0, -1) == (3 if lengths is None else 1)).all()
+    close(net.alignments(params, (x[0], IDS[:, :2])), p[:, :, :, :2])  # what comes later has no say
+
+
+def test_alignments_are_those_that_the_network_uses():
+    x = jnp.array([[1, 2, 3]]), IDS[:1]
+    net = sequence_to_sequence(7, 4, bidirectional=False)  # y = tanh([s, p m W_v W_o] W + b)
+    params = net.init(KEY, x)
+    cells, (_, attention), dense = params["decoder"]["body"]
+    memory = layers.lstm(4).apply(params["encoder"][1], params["encoder"][0]["table"][x[0]])
+    s = layers.lstm(4).apply(cells, params["decoder"]["embedding"]["table"][x[1]])
+    c = net.alignments(params, x)[0, :, 0] @ memory @ attention["value"]["weight"] @ attention["output"]["weight"]
+    y = layers.dense(4, activation="tanh").apply(dense, jnp.concatenate([s, c], -1))
+    close(y, net.hidden.apply(params, x))
+
+    net = transformer(7, 4, 1, 1)  # p = softmax(q kᵀ / √H), q of the normalised x after self-attention
+    params = net.init(KEY, x)
+    tables = params["encoder"][0]["table"], params["decoder"]["embedding"]["table"]
+    source, target = (2 * table[ids] for table, ids in zip(tables, x, strict=True))  # √E
+    memory = transformer_encoder(4, 1, 1).apply(params["encoder"][1], source)
+    attend, look, _ = jax.tree.map(lambda a: a[0], params["decoder"]["body"][1])
+    y = layers.positions("sinusoidal").apply((), target)
+    norm, attention = layers.layer_norm(), layers.attention(1, causal=True)
+    y = layers.residual(layers.serial(norm, attention)).apply(attend, y)
+    q = layers.dense(4).apply(look[1]["query"], norm.apply(look[0], y))
+    k = layers.dense(4).apply(look[1]["key"], memory)
+    close(jax.nn.softmax(q @ k.mT / 2), net.alignments(params, x)[0, :, 0])
+
+
+@pytest.mark.parametrize("net", [recurrent_decoder(7, 4), transformer_decoder(7, 4, 1, 1)])
+def test_only_a_network_with_a_memory_has_alignments(net):
+    with pytest.raises(ValueError, match="such as transformer; this one has none"):
+        net.alignments(None, IDS)
 
 
 def step_by_step(net, params, whole, start, prompt_of):

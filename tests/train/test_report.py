@@ -233,6 +233,9 @@ def full():
     report.scatter("Classes", [0, 1, 2, 3], [0, 0, 1, 1], "a", "b", classes=["x", "x", "<y>", "$z$"])
     report.scatter("Predicted", images[0, 0], images[0, 1], "true $x$", "predicted 預測 <b>", diagonal=True)
     report.table("Runs", [{"name": "a", "loss": 0.123456789}, {"name": "b", "steps": 12345}], note="Three seeds.")
+    report.translations("Translated", [("a < b", "c", "d")], note="The first.")
+    p = np.array([[0.999, 0.001], [0.25, 0.75], [0.5, 0.5]])
+    report.alignments("Where it looks", [("a < b", ["x", "<y>", "</s>"], ["u", "v"], p)], note="In percent.")
     report.html("Gradients", "<table><tr><td>own fragment</td></tr></table>")
     report.config({"seed": 7, "optimizer": {"name": "adam", "rate": 1e-3}, "nothing": {}})
     return report
@@ -299,6 +302,8 @@ def test_text_is_escaped(tmp_path):
     report.pictures(evil, np.zeros((1, 2, 2)), [evil])
     report.scatter(evil, [1, 2], [3, 4], evil, evil)
     report.table(evil, [{evil: evil}], note=evil)
+    report.translations(evil, [(evil, evil, evil)], note=evil)
+    report.alignments(evil, [(evil, [evil], [evil], [[1.0]])], note=evil)
     report.config({evil: evil})
     update = example((3, 2), "tanh", "cross_entropy")[2]
     report.worked_update(update._replace(classes=(evil, evil), activation=evil))
@@ -400,6 +405,11 @@ def test_smooth_and_thin():
         (lambda r: r.confusion(np.ones((2, 2)), ["a", "b"]), "of integers"),
         (lambda r: r.pictures("p", np.ones((2, 4, 4)), ["one"]), "one for each of the 2 images, got 1"),
         (lambda r: r.pictures("p", np.ones((4, 4)), ["one"]), r"\(n, h, w\).*got \(4, 4\)"),
+        (
+            lambda r: r.alignments("a", [("b", ["c"], ["d"], np.ones((2, 1)))]),
+            r"\(1, 1\), as its words; got \(2, 1\)",
+        ),
+        (lambda r: r.alignments("a", [("b", ["c"], ["d"], [[1.5]])]), "from 1.5 to 1.5"),
         (lambda r: r.roc([0, 1], [0, 0.5, 1], 0.5), r"equal length.*got \(2,\) and \(3,\)"),
         (lambda r: r.scatter("s", [], [], "x", "y"), "not empty"),
         (lambda r: r.scatter("s", [1], [1], "x", "y", classes=[1, 2]), "classes must be one for each of the 1"),

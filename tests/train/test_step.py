@@ -1,5 +1,7 @@
 """One training step: the update, compilation, donation, random keys, metrics."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -168,6 +170,20 @@ def test_evaluate_is_the_mean_over_examples(net, batch):
     logits = net.apply(params, batch[0])
     np.testing.assert_allclose(found["loss"], losses.cross_entropy(logits, batch[1]).mean(), rtol=1e-6)
     np.testing.assert_allclose(found["accuracy"], (logits.argmax(-1) == batch[1]).mean(), rtol=1e-6)
+
+
+def test_evaluate_leaves_out_what_is_ignored():
+    draw = np.random.default_rng(1)
+    x, y = jnp.asarray(draw.standard_normal((5, 3, 4)), jnp.float32), draw.integers(0, 3, (5, 3)).astype(np.int32)
+    y[0, 1:] = y[3] = -1
+    net = networks.feedforward([4, 3])
+    params = net.init(jax.random.key(0), x)
+    loss = losses.cross_entropy(net.apply(params, x)[y >= 0], y[y >= 0])
+    ignoring = partial(losses.cross_entropy, ignore_label=-1)
+    metrics = {"loss": ignoring, "accuracy": train.accuracy}
+    found = train.evaluate(net, params, data.batches((x, y), 2), metrics, ignore_label=-1)
+    accuracy = train.accuracy(net.apply(params, x)[y >= 0], y[y >= 0])
+    assert found == {"loss": pytest.approx(loss.mean()), "accuracy": pytest.approx(accuracy.mean())}
 
 
 def test_evaluate_is_inference(batch):

@@ -68,6 +68,24 @@ class Report:
         )
         self._add(title, f'<div class="{grid}">{"".join(figures)}</div>')
 
+    def alignments(
+        self, title: str, maps: Sequence[tuple[str, Sequence[str], Sequence[str], ArrayLike]], note: str = ""
+    ) -> None:
+        """Where attention looks, a table each: name, words of the rows, of the columns, p (rows, columns)."""
+        parts = [f'<p class="note">{escape(note)}</p>'] if note else []
+        for name, rows, columns, p in maps:
+            parts.append(f"<h3>{escape(name)}</h3>" + _box(name, _alignment(rows, columns, np.asarray(p))))
+        self._add(title, "".join(parts))
+
+    def translations(self, title: str, rows: Sequence[tuple[str, str, str]], note: str = "") -> None:
+        """Sentences, each with a person's translation and the network's."""
+        parts = [f'<p class="note">{escape(note)}</p>'] if note else []
+        for source, reference, found in rows:
+            lines = (("source", source), ("person", reference), ("network", found))
+            pairs = "".join(f"<dt>{name}</dt><dd>{escape(sentence)}</dd>" for name, sentence in lines)
+            parts.append(f'<dl class="translation">{pairs}</dl>')
+        self._add(title, "".join(parts))
+
     def roc(self, false_positive_rate: ArrayLike, true_positive_rate: ArrayLike, area: SupportsFloat) -> None:
         """The receiver operating characteristic and the area under it."""
         x, y = _pair("roc", false_positive_rate, true_positive_rate)
@@ -256,6 +274,28 @@ def _confusion(matrix: np.ndarray, classes: list[str]) -> str:
     return f"<p>{count}{often} Rows are the true classes, columns the predicted.</p>" + _box(
         "confusion matrix", table
     )
+
+
+def _alignment(rows: Sequence[str], columns: Sequence[str], p: np.ndarray) -> str:
+    if p.shape != (len(rows), len(columns)) or not (np.all(p >= 0) and np.all(p <= 1.001)):
+        raise ValueError(
+            f"an alignment needs probabilities ({len(rows)}, {len(columns)}), as its words; got {p.shape} from "
+            f"{p.min(initial=np.inf):.3g} to {p.max(initial=-np.inf):.3g}"
+        )
+    head = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in columns)
+    body = ""
+    for name, line in zip(rows, p, strict=True):
+        cells = "".join(_share(float(value)) for value in line)
+        body += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
+    return (
+        f'<table class="confusion long many"><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>'
+    )
+
+
+def _share(share: float) -> str:
+    """A cell coloured by its share of the row, in percent."""
+    percent = round(100 * share)
+    return f'<td class="hit" style="--tint:{percent}%">{percent}</td>' if percent else '<td class="none">·</td>'
 
 
 def _count(count: int, share: float, hit: bool) -> str:
