@@ -68,6 +68,8 @@ class Language(NamedTuple):
 
 def main(config: Config, folder: Path) -> None:
     config = replace(config, **SMOKE) if config.smoke else config
+    if config.sentence and not words(config.sentence):
+        raise ValueError(f"--sentence needs a word; got {config.sentence!r}")
     train.RunFolder(folder, resume=config.resume).configure(cli.configuration(config))
     reviews, others = made_up() if config.smoke else (data.sst2(config.data or None), texts(config.data or None))
     known, others = [words(text) for text in reviews.train[0]], [words(text) for text in others]
@@ -120,10 +122,9 @@ def words(text: str) -> str:
 
 def optimizer_of(config: Config, steps: int, rate: float):
     schedule = optax.linear_onecycle_schedule(steps, rate, pct_start=0.1, pct_final=0.95)
-    decay = train.adamw(
+    return train.adamw(
         schedule, weight_decay=config.weight_decay, mask=lambda params: jax.tree.map(lambda w: w.ndim >= 2, params)
     )
-    return optax.chain(optax.clip_by_global_norm(1.0), decay)
 
 
 def per_word(metric):
@@ -243,8 +244,8 @@ def bag_of_words(reviews: data.Sentences) -> tuple[np.ndarray, str]:
 def made_up() -> tuple[data.Sentences, list[str]]:
     """Reviews of a few words over and over, and sentences without labels."""
     rng = np.random.default_rng(0)
-    praise, blame = ("moving", "funny", "a joy", "brilliant"), ("dull", "a mess", "too long", "a bore")
-    about = ("the film", "the plot", "this story", "the acting", "her voice")
+    praise, blame = ("moving", "funny", "joyful", "brilliant"), ("dull", "messy", "stale", "boring")
+    about = ("the film", "the plot", "this story", "her voice")
 
     def some(count: int) -> tuple[list[str], np.ndarray]:
         labels = rng.integers(0, 2, count).astype(np.int32)
@@ -252,7 +253,7 @@ def made_up() -> tuple[data.Sentences, list[str]]:
         return said, labels
 
     reviews = data.Sentences("Reviews", some(256), some(64), some(64), ("negative", "positive"), "made here")
-    return reviews, [f"{rng.choice(about).capitalize()} isn't long." for _ in range(64)]
+    return reviews, [f"{rng.choice(about).capitalize()} isn't {rng.choice(praise)} but long." for _ in range(64)]
 
 
 def guesses(net, params, language: Language, sentences: list[str]) -> str:

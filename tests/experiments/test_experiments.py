@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -131,6 +132,21 @@ def test_a_text_of_ones_own_is_written_on_from_another_prompt(run):
     assert (run.cwd / "runs/mine/metrics.csv").read_text() == metrics
     done = run("transformer_gpt", "--resume", "--run", "mine", "--prompt", "€")
     assert only_error(done).startswith("error: character 0 of the text, '€', is not one of the")
+
+
+@pytest.mark.long
+def test_a_fine_tuning_goes_on_without_the_pre_training_and_judges_a_sentence(run):
+    assert run("transformer_bert", "--smoke", "--epochs", "1", "--run", "judge").returncode == 0
+    folder = run.cwd / "runs/judge"
+    shutil.rmtree(folder / "from-scratch-0")  # as if it had been stopped before
+    written = {path: path.stat().st_mtime_ns for path in (folder / "pretraining/checkpoints").rglob("*")}
+    done = run("transformer_bert", "--resume", "--run", "judge", "--sentence", "The film isn't dull!")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^“The film isn't dull!” is (positive|negative) \(\d+%\)$", done.stdout, re.MULTILINE)
+    assert (folder / "from-scratch-0/metrics.csv").exists()
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    done = run("transformer_bert", "--resume", "--run", "judge", "--sentence", " ")
+    assert only_error(done) == "error: --sentence needs a word; got ' '"
 
 
 def test_config_json(run):
