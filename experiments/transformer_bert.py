@@ -16,11 +16,12 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
 
-from jaxnet import activations, cli, data, layers, losses, networks, train
+from jaxnet import activations, cli, data, losses, networks, train
 from jaxnet.cli import POSITIVE, option
 
 LONGEST = 64  # tokens of a sentence, its two ends included; what is longer is cut
 FIRST = len(data.BytePairTokenizer.special)  # of the tokens that are words or parts of them
+RATE = FloatRange(0, 1, min_open=True, max_open=True)  # with dropout a network has other parts than without
 SMOKE = {"vocabulary": 120, "features": 16, "depth": 1, "heads": 2, "pretraining": 1, "networks": 1}
 
 
@@ -36,15 +37,16 @@ class Config(cli.RunOptions):
     smoke: bool = option(False, "Try everything in seconds, on sentences made here.")
     vocabulary: int = option(8000, "Tokens, words and parts of them, at most.", POSITIVE)
     features: int = option(128, "Features of each token.", POSITIVE)
-    depth: int = option(3, "Blocks of the transformer.", POSITIVE)
+    depth: int = option(2, "Blocks of the transformer.", POSITIVE)
     heads: int = option(4, "Heads of its attention.", POSITIVE)
-    dropout: float = option(0.1, "Dropout rate.", FloatRange(0, 1, max_open=True))
-    pretraining: int = option(5, "Passes over the texts in the pre-training.", POSITIVE)
+    pretraining: int = option(3, "Passes over the texts in the pre-training.", POSITIVE)
     often: int = option(4, "So many times each review comes in such a pass.", POSITIVE)
+    pretraining_dropout: float = option(0.1, "Dropout rate in the pre-training.", RATE)
     pretraining_rate: float = option(2e-3, "Peak step size of AdamW in the pre-training.", FloatRange(min=0))
-    epochs: int = option(6, "Passes over the reviews in each fine-tuning.", POSITIVE)
+    epochs: int = option(8, "Passes over the reviews in each fine-tuning.", POSITIVE)
     learning_rate: float = option(5e-4, "Peak step size of AdamW in the fine-tuning.", FloatRange(min=0))
-    hidden_words: float = option(0.1, "So many words are masked in the fine-tuning.", FloatRange(0, 1))
+    dropout: float = option(0.3, "Dropout rate in the fine-tuning.", RATE)
+    hidden_words: float = option(0.15, "So many words are masked in the fine-tuning.", FloatRange(0, 1))
     networks: int = option(3, "Fine-tunings, by a seed each; the mean of what they say counts.", POSITIVE)
     batch_size: int = option(64, "Sentences in a step; in the fine-tuning half as many.", POSITIVE)
     weight_decay: float = option(0.05, "Weight decay of AdamW.", FloatRange(min=0))
@@ -52,10 +54,9 @@ class Config(cli.RunOptions):
 
 
 class Language(NamedTuple):
-    """What the parts of the experiment have in common."""
+    """Sentences as tokens, and which of those are masked."""
 
     tokenizer: data.BytePairTokenizer
-    encoder: layers.Layer
 
     @property
     def masking(self) -> data.Masking:
@@ -74,18 +75,20 @@ def main(config: Config, folder: Path) -> None:
     reviews, others = made_up() if config.smoke else (data.sst2(config.data or None), texts(config.data or None))
     known, others = [words(text) for text in reviews.train[0]], [words(text) for text in others]
     tokenizer = data.BytePairTokenizer.train(known * config.often + others, config.vocabulary)
-    encoder = networks.transformer_encoder(
+    encoder = partial(
+        networks.transformer_encoder,
         config.features,
         config.depth,
         config.heads,
         vocabulary=len(tokenizer) + 1,
         positions="learned",
         length=LONGEST,
-        dropout_rate=config.dropout,
     )
-    language = Language(tokenizer, encoder)
-    guesser = networks.masked_language_model(encoder, config.features)
-    judge = networks.sequence_classifier(encoder, len(reviews.classes), dropout_rate=config.dropout)
+    language = Language(tokenizer)
+    guesser = networks.masked_language_model(encoder(dropout_rate=config.pretraining_dropout), config.features)
+    judge = networks.sequence_classifier(
+        encoder(dropout_rate=config.dropout), len(reviews.classes), dropout_rate=config.dropout
+    )
     guessing, gradients = pretrained(config, folder / "pretraining", language, guesser, reviews, known, others)
     tuned = {
         name: [
@@ -115,9 +118,11 @@ def texts(folder: str | None) -> list[str]:
 
 
 def words(text: str) -> str:
-    """As the reviews are written: small letters, a blank between words and signs, "do n't" and "it 's"."""
-    text = re.sub(r" ?['’] ?(?=(?:s|t|re|ve|ll|d|m)\b)", "'", text.lower())
-    return " ".join(re.findall(r"\w+(?=n't)|n't|'(?:s|re|ve|ll|d|m)\b|\w+|[^\w\s]", text))
+    """All texts alike: small letters, no hyphens, each sign right after the word before it ("don't", "a joy.")."""
+    text = text.lower().replace("’", "'").replace("-", " ")
+    text = re.sub(r"\s*'\s*(?=(?:s|t|re|ve|ll|d|m)\b)", "'", text)
+    text = re.sub(r"\s+n't\b", "n't", text)
+    return " ".join(re.sub(r"\s*([^\w\s'])\s*", r"\1 ", text).split())
 
 
 def optimizer_of(config: Config, steps: int, rate: float):
