@@ -91,6 +91,21 @@ def of_attention_layer() -> Target:
     return [(layers.attention, "vjp"), layer_attention._pullback, layer_attention._Inputs.together], trials
 
 
+def of_heads() -> Target:
+    """On an encoder, as small as one can be."""
+    heads, encoder = module("networks.heads"), networks.transformer_encoder(4, 1, 2, vocabulary=5)
+    ids, lengths, places = jnp.asarray([[0, 4, 1], [2, 2, 3]]), jnp.asarray([2, 3]), jnp.asarray([[1, 0], [2, 2]])
+    functions = [
+        (networks.masked_language_model, "vjp"),
+        (networks.sequence_classifier, "vjp"),
+        *(getattr(heads, f"_{name}_pullback") for name in ("at", "masked", "classifier")),
+    ]
+    trials = of_layer([], lambda: networks.masked_language_model(encoder, 4), x=(ids, lengths, places))[1]
+    for pool in ("mean", "first"):
+        trials += of_layer([], partial(networks.sequence_classifier, encoder, 2, pool=pool), x=(ids, lengths))[1]
+    return functions, trials
+
+
 IDS = jnp.asarray([0, 4, 1, 1, 2])
 
 LAYERS: dict[str, Callable[[], Target]] = {
@@ -171,6 +186,7 @@ LAYERS: dict[str, Callable[[], Target]] = {
         x=IDS[None],
     ),
     "encoder and decoder": of_encoder_and_decoder,
+    "what is put on an encoder": of_heads,
     "positions": lambda: of_layer(
         [
             (layers.positions, "vjp"),

@@ -22,6 +22,9 @@ from jaxnet.data.images import Detection as Detection
 from jaxnet.data.images import blood_cells as blood_cells
 from jaxnet.data.images import cifar10 as cifar10
 from jaxnet.data.images import faces as faces
+from jaxnet.data.masking import Masking as Masking
+from jaxnet.data.masking import mask_words as mask_words
+from jaxnet.data.masking import masked as masked
 from jaxnet.data.ngrams import NGrams as NGrams
 from jaxnet.data.ngrams import ngram_losses as ngram_losses
 from jaxnet.data.sequences import Bucketed as Bucketed

@@ -11,6 +11,8 @@ from jaxnet.networks.gan import gan as gan
 from jaxnet.networks.gan import with_class as with_class
 from jaxnet.networks.generate import Generated as Generated
 from jaxnet.networks.generate import generate as generate
+from jaxnet.networks.heads import masked_language_model as masked_language_model
+from jaxnet.networks.heads import sequence_classifier as sequence_classifier
 from jaxnet.networks.recurrent import lstm as lstm
 from jaxnet.networks.recurrent import recurrent as recurrent
 from jaxnet.networks.recurrent import recurrent_decoder as recurrent_decoder

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -167,6 +168,21 @@ def test_a_sentence_of_ones_own_is_translated_by_a_finished_run(run, name):
     assert {path: path.read_bytes() for path in made.rglob("*") if path.is_file()} == before
     config = json.loads((made / "config.json").read_text())
     assert config["options"]["translate"] == ""
+
+
+@pytest.mark.long
+def test_a_fine_tuning_goes_on_without_the_pre_training_and_judges_a_sentence(run):
+    assert run("transformer_bert", "--smoke", "--epochs", "1", "--run", "judge").returncode == 0
+    folder = run.cwd / "runs/judge"
+    shutil.rmtree(folder / "from-scratch-0")  # as if it had been stopped before
+    written = {path: path.stat().st_mtime_ns for path in (folder / "pretraining/checkpoints").rglob("*")}
+    done = run("transformer_bert", "--resume", "--run", "judge", "--sentence", "The film isn't dull!")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^“The film isn't dull!” is (positive|negative) \(\d+%\)$", done.stdout, re.MULTILINE)
+    assert (folder / "from-scratch-0/metrics.csv").exists()
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    done = run("transformer_bert", "--resume", "--run", "judge", "--sentence", " ")
+    assert only_error(done) == "error: --sentence needs a word; got ' '"
 
 
 def test_config_json(run):
