@@ -1,0 +1,492 @@
+"""A chatbot: LSTMs with attention that learn from dialogues what is replied, to talk with in the terminal."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from html import escape
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import jax
+import numpy as np
+import optax
+from jax import Array
+from scipy.sparse import csr_array
+from scipy.special import logsumexp
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from jaxnet import cli, data, losses, networks, train
+from jaxnet.cli import NOT_NEGATIVE, POSITIVE, option
+
+PADDING, BEGINNING, END = (getattr(data.BytePairTokenizer, name) for name in ("padding", "beginning", "end"))
+NEIGHBOURS = (1, 3, 10, 30, 100)  # so many replies may be retrieved
+CANDIDATES = 100  # replies to find the right one among
+SMOKE = {"vocabulary": 150, "features": 32, "longest": 16, "batch_size": 32, "buckets": 2, "blocks": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(cli.RunOptions):
+    """Train a network to reply, and measure it beside retrieved replies.
+
+    With --resume --chat a finished run is talked with: a line in, a line out, until an empty one.
+    """
+
+    data: str = option("", "Folder of dialogue/ with DailyDialog and ChatterBot; by default $JAXNET_DATA.")
+    smoke: bool = option(False, "Try everything in seconds, on dialogues made here.")
+    chat: bool = option(False, "Talk with a finished run, by --resume.", free=True)
+    vocabulary: int = option(4000, "Tokens: the most frequent parts of words.", POSITIVE)
+    longest: int = option(40, "Tokens that an utterance is cut to.", click.IntRange(min=2))
+    features: int = option(256, "Features of the embeddings and of each LSTM's state.", POSITIVE)
+    layers: int = option(1, "LSTMs, one on the other, in the encoder and in the decoder.", POSITIVE)
+    dropout: float = option(0.3, "Dropout rate.", click.FloatRange(0, 1, max_open=True))
+    epochs: int = option(5, "Passes over the training data.", POSITIVE)
+    batch_size: int = option(64, "Replies in a step.", POSITIVE)
+    buckets: int = option(5, "Lengths that batches are padded to.", POSITIVE)
+    learning_rate: float = option(2e-3, "Peak step size of AdamW, which rises and falls.", click.FloatRange(min=0))
+    weight_decay: float = option(0.01, "Weight decay of AdamW.", click.FloatRange(min=0))
+    blocks: int = option(
+        10, f"Parts of the test, each of {CANDIDATES} replies to find the right one in.", POSITIVE
+    )
+    temperature: float = option(0.7, "Of chance: at 0 the likeliest is said.", click.FloatRange(min=0), free=True)
+    top_p: float = option(
+        0.9, "The likeliest tokens of this sum are drawn from.", click.FloatRange(0, 1, min_open=True), free=True
+    )
+    beams: int = option(0, "Beam search with so many, in place of chance.", NOT_NEGATIVE, free=True)
+
+
+class Texts(NamedTuple):
+    """What was said and what was replied."""
+
+    name: str
+    train: tuple[list[str], list[str]]
+    validation: tuple[list[str], list[str]]
+    test: tuple[list[str], list[str]]
+    left_out: int  # of the training, since they are in the validation or the test
+
+
+class Pairs(NamedTuple):
+    """The same of one part, as tokens too."""
+
+    said: list[str]
+    replied: list[str]
+    sources: list[np.ndarray]  # what was said, up to END
+    targets: list[np.ndarray]  # the reply, from BEGINNING to END
+
+    def at(self, rows: np.ndarray) -> "Pairs":
+        return Pairs(*([column[i] for i in rows] for column in self))
+
+    def tokens(self) -> np.ndarray:
+        """All that are to be foretold: of the replies, one after the other, END included."""
+        return np.concatenate([ids[1:] for ids in self.targets])
+
+    def rows(self) -> np.ndarray:
+        """Of which pair each of them is."""
+        return np.repeat(np.arange(len(self.targets)), [len(ids) - 1 for ids in self.targets])
+
+
+def main(config: Config, folder: Path) -> None:
+    if config.smoke:
+        config = replace(config, **SMOKE)
+    if config.chat:
+        talk(config, folder)
+        return
+    texts = questions() if config.smoke else everyday(config.data or None)
+    tokenizer = data.BytePairTokenizer.train(texts.train[0] + texts.train[1], config.vocabulary)
+    known, validation, test = (numbered(tokenizer, *part) for part in texts[1:4])
+    amounts = amount(config, texts, known, validation, test)
+    print(*amounts, "", sep="\n")
+    known, validation, test = (cut(part, config.longest) for part in (known, validation, test))
+
+    run_key, order_key = jax.random.split(jax.random.key(config.seed))
+    batches = data.bucketed(
+        (known.sources, known.targets),
+        config.batch_size,
+        key=order_key,
+        boundaries=config.buckets,
+        arrange=arranged,
+        drop_last=True,
+    )
+    net, optimizer = network(config, len(tokenizer)), adamw(config, config.epochs * len(batches))
+    state = train.init(net, optimizer, run_key, EXAMPLE)
+
+    loss = partial(losses.cross_entropy, ignore_label=PADDING)
+    few = arranged(*(data.padded([part[0][:5], part[1][:4]]) for part in (known.sources, known.targets)))
+    gradients = train.check_gradients(net, loss, state.params, few)
+    print(gradients, "\n")
+
+    state = train.fit(
+        state,
+        train.make_step(net, loss, optimizer, metrics={"nats": nats}),
+        batches,
+        epochs=config.epochs,
+        run=folder,
+        resume=config.resume,
+        config=cli.configuration(config),
+        evaluate=lambda params: {"nats": np.log(perplexity_of(net, params, validation))},
+    )
+    tokenizer.save(folder / "tokenizer.json")
+
+    retrieval = Retrieval(known, len(tokenizer))
+    perplexities = baselines(retrieval, known, validation, test)
+    perplexities["network"] = perplexity_of(net, state.params, test)
+    found = choices(net, state.params, retrieval, validation, test, config.blocks)
+    bot = Bot(net, state.params, tokenizer, config)
+    report(config, folder, bot, texts, amounts, perplexities, found, retrieval, known, test, gradients)
+    print("\nperplexity of a token of the test's replies")
+    for name, value in perplexities.items():
+        print(f"  {name:<45} {value:6.1f}")
+    print("\nthe right reply found")
+    for row in found:
+        print(f"  {row['']:<45} first {row['first']:.1%}, among ten {row['among ten']:.1%}")
+    print(f"\nreport  {folder / 'report.html'}")
+
+
+# The network
+
+EXAMPLE = (np.full((1, 1), END), np.ones(1, np.int32)), np.full((1, 1), BEGINNING)
+
+
+def network(config: Config, vocabulary: int) -> networks.Decoder:
+    return networks.sequence_to_sequence(
+        vocabulary, config.features, layers=config.layers, dropout_rate=config.dropout
+    )
+
+
+def adamw(config: Config, steps: int) -> optax.GradientTransformation:
+    schedule = optax.linear_onecycle_schedule(steps, config.learning_rate, pct_start=0.1, pct_final=0.9)
+    return optax.chain(optax.clip_by_global_norm(1.0), train.adamw(schedule, weight_decay=config.weight_decay))
+
+
+def arranged(source, target, *more):
+    """((source, its lengths), the target up to each token), and the tokens."""
+    ids, _ = target
+    return (source, ids[:, :-1]), ids[:, 1:], *more
+
+
+def nats(logits: Array, labels: Array) -> Array:
+    """−ln p of a token, in the mean over those that are there."""
+    return losses.cross_entropy(logits, labels, ignore_label=PADDING).sum() / (labels != PADDING).sum()
+
+
+@partial(jax.jit, static_argnums=0)
+def log_likelihood(net: networks.Decoder, params: Any, x: Any, labels: Array) -> Array:
+    """ln p(reply | what was said) of each pair, (B,)."""
+    return -losses.cross_entropy(net.apply(params, x), labels, ignore_label=PADDING).sum(-1)
+
+
+def log_likelihoods(net: networks.Decoder, params: Any, pairs: Pairs) -> np.ndarray:
+    """ln p(reply | what was said), (n,)."""
+    found = np.empty(len(pairs.sources))
+    columns = pairs.sources, pairs.targets, np.arange(len(found))
+    for x, labels, rows in data.bucketed(columns, 100, boundaries=5, arrange=arranged):
+        found[rows] = log_likelihood(net, params, x, labels)
+    return found
+
+
+def perplexity_of(net: networks.Decoder, params: Any, pairs: Pairs) -> float:
+    return float(np.exp(-log_likelihoods(net, params, pairs).sum() / len(pairs.tokens())))
+
+
+# The data
+
+
+def everyday(folder: str | None) -> Texts:
+    """DailyDialog, and to train on also ChatterBot's corpus."""
+    daily, more = data.daily_dialog(folder), data.chatterbot(folder)
+    return without_known("everyday life", daily.train + more, daily.validation, daily.test)
+
+
+def questions() -> Texts:
+    """Where something is."""
+    rng = np.random.default_rng(0)
+    things, places = ("ball", "cat", "key"), ("under the table", "in the garden", "on the roof")
+
+    def dialogue() -> data.dialogues.Dialogue:
+        thing = f"{rng.choice(things)} {rng.integers(1000)}"
+        return [f"Where is the {thing} ?", f"The {thing} is {rng.choice(places)} .", "Thank you !"]
+
+    return without_known("a house", *([dialogue() for _ in range(n)] for n in (400, 60, 120)))
+
+
+def without_known(name: str, *parts: list[data.dialogues.Dialogue]) -> Texts:
+    """Each utterance and its reply; those of the training are none of the validation or the test."""
+    known, *held_out = (data.replies([[plain(said) for said in dialogue] for dialogue in part]) for part in parts)
+    seen = {pair for part in held_out for pair in zip(*part, strict=True)}
+    kept = [pair for pair in zip(*known, strict=True) if pair not in seen]
+    said, replied = map(list, zip(*kept, strict=True))
+    return Texts(name, (said, replied), *held_out, len(known[0]) - len(kept))
+
+
+def plain(text: str) -> str:
+    """As one types it: DailyDialog has blanks before punctuation and around some apostrophes."""
+    text = re.sub("[’‘`′]", "'", text).replace("。", ".")
+    text = re.sub(r"\s*'\s*(s|t|m|d|re|ve|ll)\b", r"'\1", text, flags=re.IGNORECASE)
+    text = re.sub(r"\s+([.,;:?!%)])", r"\1", text)
+    text = re.sub(r"(?<=[a-z]{2}[.?!,])(?=[A-Za-z])", " ", text)
+    return " ".join(text.split())
+
+
+def numbered(tokenizer: data.BytePairTokenizer, said: list[str], replied: list[str]) -> Pairs:
+    sources = [np.append(tokenizer.encode(text), np.int32(END)) for text in said]
+    return Pairs(said, replied, sources, [tokenizer.encode(text, ends=True) for text in replied])
+
+
+def cut(pairs: Pairs, longest: int) -> Pairs:
+    """What is left of what was said is its end, of a reply its beginning."""
+    sources, targets = ([ids[-longest:] for ids in pairs.sources], [ids[:longest] for ids in pairs.targets])
+    return pairs._replace(sources=sources, targets=targets)
+
+
+def amount(config: Config, texts: Texts, *parts: Pairs) -> list[str]:
+    """In words."""
+    found = []
+    for name, part in zip(("training", "validation", "test"), parts, strict=True):
+        long = [sum(len(ids) > config.longest for ids in column) for column in part[2:]]
+        found.append(
+            f"{name}: {len(part.said):,} replies of {len(part.tokens()):,} tokens; cut to {config.longest} tokens "
+            f"were {long[1]:,} of them and {long[0]:,} of what they reply to"
+        )
+    return [*found, f"left out of the training, for the validation or the test have them: {texts.left_out:,}"]
+
+
+# What it is measured beside
+
+
+def perplexity(p: np.ndarray) -> float:
+    return float(np.exp(-np.log(p).mean()))
+
+
+def ngrams(order: int, known: Pairs, heard: Pairs, vocabulary: int) -> np.ndarray:
+    """p of each token of the replies heard, given the order − 1 tokens h before it.
+
+        p(t | h) = (c(h t) + n(h) p(t | h')) / (c(h) + n(h))
+
+    c counts, n(h) is how many different tokens follow, h' is h without its first one. (Witten and Bell, 1991).
+    """
+    p = np.full(len(heard.tokens()), 1 / vocabulary)
+    for n in range(1, order + 1):
+        counts = Counter(grams(known, n))
+        history: Counter[tuple[int, ...]] = Counter()
+        for gram, times in counts.items():
+            history[gram[:-1]] += times
+        followers = Counter(gram[:-1] for gram in counts)
+        found = [(counts[gram], history[gram[:-1]], followers[gram[:-1]]) for gram in grams(heard, n)]
+        c, c_h, n_h = np.array(found).T
+        p = np.where(c_h > 0, (c + n_h * p) / np.maximum(c_h + n_h, 1), p)
+    return p
+
+
+def grams(pairs: Pairs, n: int) -> Iterator[tuple[int, ...]]:
+    """Each token of the replies, with the n − 1 before it."""
+    for ids in pairs.targets:
+        filled = (BEGINNING,) * (n - 1) + tuple(ids[1:].tolist())
+        yield from (filled[i : i + n] for i in range(len(ids) - 1))
+
+
+class Retrieval:
+    """The replies to what is nearest: by the cosine of words and pairs of words, the rare ones counting more."""
+
+    def __init__(self, known: Pairs, vocabulary: int) -> None:
+        self.words = TfidfVectorizer(
+            ngram_range=(1, 2), token_pattern=r"\w+|[^\w\s]", sublinear_tf=True, dtype=np.float32
+        )
+        self.said = self.words.fit_transform(known.said).T.tocsr()  # (words, n)
+        self.replied = self.words.transform(known.replied)  # (n, words)
+        rows = known.rows()
+        shares = 1 / np.bincount(rows)[rows]
+        self.tokens = csr_array((shares, (rows, known.tokens())), (len(known.targets), vocabulary))
+
+    def nearest(self, said: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers of the nearest, (m, k), the nearest first, and how near they are."""
+        k, found = min(NEIGHBOURS[-1], self.said.shape[1]), []
+        for i in range(0, len(said), 200):
+            near = (self.words.transform(said[i : i + 200]) @ self.said).toarray()
+            best = np.argpartition(-near, k - 1, -1)[:, :k]
+            best = np.take_along_axis(best, np.argsort(-np.take_along_axis(near, best, -1), -1), -1)
+            found.append((best, np.take_along_axis(near, best, -1)))
+        numbers, nearness = zip(*found, strict=True)
+        return np.concatenate(numbers), np.concatenate(nearness)
+
+    def weights(self, nearest: tuple[np.ndarray, np.ndarray], k: int) -> csr_array:
+        """What each of the k nearest counts, by how near it is, in sum 1; (m, n)."""
+        best, near = (part[:, :k] for part in nearest)
+        near = near + 1e-6  # where no word is known, all are equally near
+        rows = np.repeat(np.arange(len(best)), best.shape[1])
+        shares = near / near.sum(-1, keepdims=True)
+        return csr_array((shares.ravel(), (rows, best.ravel())), (len(best), self.said.shape[1]))
+
+    def chances(self, pairs: Pairs) -> dict[int, np.ndarray]:
+        """p of each token of the replies: its share in those retrieved, for each number of them."""
+        nearest = self.nearest(pairs.said)
+        at = pairs.rows(), pairs.tokens()
+        return {k: np.asarray((self.weights(nearest, k) @ self.tokens)[at]).ravel() for k in NEIGHBOURS}
+
+    def likeness(self, pairs: Pairs, k: int) -> np.ndarray:
+        """(m, m): the cosine of the mean of the k replies retrieved to what was said, and each of the replies."""
+        mean = (self.weights(self.nearest(pairs.said), k) @ self.replied).toarray()
+        lengths = np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-9)
+        return (self.words.transform(pairs.replied) @ (mean / lengths).T).T
+
+    def common(self, pairs: Pairs) -> np.ndarray:
+        """(m, m): the cosine of what was said and each of the replies."""
+        return (self.words.transform(pairs.said) @ self.words.transform(pairs.replied).T).toarray()
+
+
+def baselines(retrieval: Retrieval, known: Pairs, validation: Pairs, test: Pairs) -> dict[str, float]:
+    """Perplexities of the test. The validation chooses how many replies are mixed in, and with what weight."""
+    found, retrieved = {}, [retrieval.chances(part) for part in (validation, test)]
+    for order, name in {1: "unigrams", 3: "trigrams"}.items():
+        alone = [ngrams(order, known, part, retrieval.tokens.shape[1]) for part in (validation, test)]
+        found[name] = perplexity(alone[1])
+
+        def mixed(part: int, k: int, w: float, alone: list[np.ndarray] = alone) -> float:
+            return perplexity(w * retrieved[part][k] + (1 - w) * alone[part])
+
+        mixtures = [(k, w) for k in NEIGHBOURS for w in np.linspace(0.02, 0.98, 49)]
+        k, w = min(mixtures, key=lambda mixture: mixed(0, *mixture))
+        found[f"{name}, and {k} retrieved by {w:.2f}"] = mixed(1, k, w)
+    return found
+
+
+# Which reply is the right one?
+
+
+def blocks(pairs: Pairs, number: int) -> list[Pairs]:
+    """So many at a time, drawn by chance, no two of them with the same reply."""
+    order = np.random.default_rng(0).permutation(len(pairs.replied))
+    _, first = np.unique(np.array(pairs.replied)[order], return_index=True)
+    rows = order[np.sort(first)]
+    n = min(CANDIDATES, len(rows))
+    return [pairs.at(rows[i : i + n]) for i in range(0, len(rows) - n + 1, n)][:number]
+
+
+def among(scores: np.ndarray, k: int) -> float:
+    """How often the right one, on the diagonal of (blocks, n, n), is among the first k; of equals by chance."""
+    own = np.einsum("bii->bi", scores)[..., None]
+    better, equal = (scores > own).sum(-1), (scores == own).sum(-1)
+    return float(np.clip((k - better) / equal, 0, 1).mean())
+
+
+def choices(net, params, retrieval, validation: Pairs, test: Pairs, number: int) -> list[dict[str, Any]]:
+    """How often each finds the right one of a block's replies to each thing said in it."""
+    chosen, tried = blocks(test, number), blocks(validation, number)
+    k = max(NEIGHBOURS, key=lambda k: among(np.stack([retrieval.likeness(block, k) for block in tried]), 1))
+    n = len(chosen[0].said)
+    said = [ids for block in chosen for ids in block.sources for _ in range(n)]
+    replied = [ids for block in chosen for _ in range(n) for ids in block.targets]
+    ln_p = log_likelihoods(net, params, Pairs([], [], said, replied)).reshape(-1, n, n)
+    scores = {
+        "words in common": np.stack([retrieval.common(block) for block in chosen]),
+        f"likeness to {k} retrieved replies": np.stack([retrieval.likeness(block, k) for block in chosen]),
+        "network, p(reply | said)": ln_p,
+        "network, p(reply | said) / p(reply)": ln_p - logsumexp(ln_p, 1, keepdims=True),
+    }
+    return [{"": name, "first": among(s, 1), "among ten": among(s, 10)} for name, s in scores.items()]
+
+
+# Talking
+
+
+class Bot(NamedTuple):
+    """A network that replies."""
+
+    net: networks.Decoder
+    params: Any
+    tokenizer: data.BytePairTokenizer
+    config: Config
+
+    def replies(self, said: list[str], turn: int = 0) -> list[str]:
+        """One to each; another turn draws others."""
+        config = self.config
+        sources = cut(numbered(self.tokenizer, said, said), config.longest).sources
+        prompt = data.padded(sources, config.longest), np.full((len(said), 1), BEGINNING)
+        key = jax.random.fold_in(jax.random.key(config.seed), turn)
+        chance = {"key": key, "temperature": config.temperature, "top_p": config.top_p}
+        how = {"beams": config.beams} if config.beams else chance
+        found = networks.generate(self.net, self.params, prompt, config.longest, stop=END, **how)
+        return [self.tokenizer.decode(ids) for ids in np.asarray(found.ids)]
+
+
+def talk(config: Config, folder: Path) -> None:
+    """A reply to each line of the standard input. The run is only read."""
+    if not config.resume or not (folder / "report.html").exists():
+        raise ValueError(f"--chat talks with a finished run, by --resume and its name in --run; got {folder}")
+    tokenizer = data.BytePairTokenizer.load(folder / "tokenizer.json")
+    net = network(config, len(tokenizer))
+    state = train.init(net, adamw(config, 1), jax.random.key(0), EXAMPLE)
+    state = train.Checkpoints(folder / "checkpoints").restore(state)
+    if state is None:
+        raise FileNotFoundError(f"{folder} has no whole checkpoint: --resume it without --chat")
+    bot = Bot(net, state.params, tokenizer, config)
+    print("Say something; an empty line ends it.")
+    with suppress(EOFError, KeyboardInterrupt):
+        for turn in count():
+            said = plain(input("> "))
+            if not said:
+                return
+            print(*bot.replies([said], turn), flush=True)
+    print()
+
+
+# The report
+
+
+def conversations(bot: Bot, openings: list[str]) -> str:
+    """The network with itself."""
+    spoken = [openings]
+    for turn in range(5):
+        spoken.append(bot.replies(spoken[-1], turn))
+    talks = zip(*spoken, strict=True)
+    return "<hr>".join("".join(f"<p>— {escape(said)}</p>" for said in talk) for talk in talks)
+
+
+def report(config, folder, bot, texts, amounts, perplexities, found, retrieval, known, test, gradients) -> None:
+    rows = train.read_metrics(folder / "metrics.csv")
+    names = list(perplexities)
+    page = train.Report(
+        f"A chatbot of {texts.name}",
+        f"An encoder and a decoder of LSTMs with attention, trained on {len(known.said):,} replies and measured "
+        f"on {len(test.said):,} others",
+        {
+            "perplexity of a token": f"{perplexities['network']:.1f}",
+            "of retrieved replies": f"{perplexities[names[1]]:.1f}",
+            "of unigrams": f"{perplexities['unigrams']:.1f}",
+            "parameters": f"{train.count(bot.params):,}",
+            "training time": f"{rows[-1]['seconds'] / 60:.0f} min",
+        },
+    )
+    some = test.at(np.random.default_rng(1).permutation(len(test.said))[:12])
+    retrieved = [known.replied[i] for i in retrieval.nearest(some.said)[0][:, 0]]
+    columns = some.said, bot.replies(some.said), retrieved, some.replied
+    titles = "said", "the network", "retrieved", "in truth"
+    table = [dict(zip(titles, row, strict=True)) for row in zip(*columns, strict=True)]
+    page.table("Replies to what the network never saw", table)
+    page.html("The network, talking with itself", conversations(bot, some.said[:3]))
+    page.table(
+        "Perplexity of a token of the test's replies",
+        [{"": name, "perplexity": value} for name, value in perplexities.items()],
+        "exp of the mean of −ln p. Retrieved replies are those to what is nearest by the cosine of TF-IDF vectors "
+        "of words and pairs of words; a token's p is its share in them, by how near they are, mixed with that of "
+        "the n-grams (smoothing of Witten and Bell). Their number and weight are the best on the validation.",
+    )
+    page.table(
+        "Is the right reply found?",
+        found,
+        f"{len(blocks(test, config.blocks))} × {len(blocks(test, 1)[0].said)} things said in the test, each with "
+        "the replies of its block, all different: how often the right one scores best, or is among the best ten. "
+        "p(reply) is the mean of p(reply | said) over what was said in the block.",
+    )
+    page.html("The data", "".join(f"<p>{escape(line)}</p>" for line in amounts))
+    page.curves([{key.replace("test_", "validation_"): value for key, value in row.items()} for row in rows])
+    page.html("Is the gradient right?", gradients.table_html())
+    page.config(cli.configuration(config) | train.versions())
+    page.write(folder / "report.html")
+
+
+if __name__ == "__main__":
+    cli.experiment(main, Config)
