@@ -295,7 +295,8 @@ class Retrieval:
         self.words = TfidfVectorizer(
             ngram_range=(1, 2), token_pattern=r"\w+|[^\w\s]", sublinear_tf=True, dtype=np.float32
         )
-        self.said = self.words.fit_transform(known.said).T.tocsr()  # (words, n)
+        self.words.fit(known.said + known.replied)
+        self.said = self.words.transform(known.said).T.tocsr()  # (words, n)
         self.replied = self.words.transform(known.replied)  # (n, words)
         rows = known.rows()
         shares = 1 / np.bincount(rows)[rows]
