@@ -40,18 +40,16 @@ class Config(cli.RunOptions):
     smoke: bool = option(False, "Try everything in seconds, on dialogues made here.")
     chat: bool = option(False, "Talk with a finished run, by --resume.", free=True)
     vocabulary: int = option(4000, "Tokens: the most frequent parts of words.", POSITIVE)
-    longest: int = option(40, "Tokens that an utterance is cut to.", click.IntRange(min=2))
-    features: int = option(256, "Features of the embeddings and of each LSTM's state.", POSITIVE)
+    longest: int = option(32, "Tokens that an utterance is cut to.", click.IntRange(min=2))
+    features: int = option(192, "Features of the embeddings and of each LSTM's state.", POSITIVE)
     layers: int = option(1, "LSTMs, one on the other, in the encoder and in the decoder.", POSITIVE)
     dropout: float = option(0.3, "Dropout rate.", click.FloatRange(0, 1, max_open=True))
-    epochs: int = option(5, "Passes over the training data.", POSITIVE)
+    epochs: int = option(4, "Passes over the training data.", POSITIVE)
     batch_size: int = option(64, "Replies in a step.", POSITIVE)
     buckets: int = option(5, "Lengths that batches are padded to.", POSITIVE)
     learning_rate: float = option(2e-3, "Peak step size of AdamW, which rises and falls.", click.FloatRange(min=0))
     weight_decay: float = option(0.01, "Weight decay of AdamW.", click.FloatRange(min=0))
-    blocks: int = option(
-        10, f"Parts of the test, each of {CANDIDATES} replies to find the right one in.", POSITIVE
-    )
+    blocks: int = option(5, f"Parts of the test, each of {CANDIDATES} replies to find the right one in.", POSITIVE)
     temperature: float = option(0.7, "Of chance: at 0 the likeliest is said.", click.FloatRange(min=0), free=True)
     top_p: float = option(
         0.9, "The likeliest tokens of this sum are drawn from.", click.FloatRange(0, 1, min_open=True), free=True
