@@ -1,4 +1,4 @@
-"""A chatbot: LSTMs with attention that learn from dialogues what is replied, to talk with in the terminal."""
+"""A chatbot: an LSTM that has read dialogues and replies in them, to talk with in the terminal."""
 
 import re
 from collections import Counter
@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
-from itertools import count
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,15 +23,17 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from jaxnet import cli, data, losses, networks, train
 from jaxnet.cli import NOT_NEGATIVE, POSITIVE, option
 
-PADDING, BEGINNING, END = (getattr(data.BytePairTokenizer, name) for name in ("padding", "beginning", "end"))
+Dialogue = list[str]
+
+BEGINNING, END = data.BytePairTokenizer.beginning, data.BytePairTokenizer.end
 NEIGHBOURS = (1, 3, 10, 30, 100)  # so many replies may be retrieved
 CANDIDATES = 100  # replies to find the right one among
-SMOKE = {"vocabulary": 150, "features": 32, "longest": 16, "batch_size": 32, "buckets": 2, "blocks": 1}
+SMOKE = {"vocabulary": 150, "features": 32, "block": 16, "batch_size": 16, "longest": 32, "buckets": 2, "parts": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(cli.RunOptions):
-    """Train a network to reply, and measure it beside retrieved replies.
+    """Train a language model of dialogues, and measure its replies beside retrieved ones.
 
     With --resume --chat a finished run is talked with: a line in, a line out, until an empty one.
     """
@@ -40,16 +42,19 @@ class Config(cli.RunOptions):
     smoke: bool = option(False, "Try everything in seconds, on dialogues made here.")
     chat: bool = option(False, "Talk with a finished run, by --resume.", free=True)
     vocabulary: int = option(4000, "Tokens: the most frequent parts of words.", POSITIVE)
-    longest: int = option(32, "Tokens that an utterance is cut to.", click.IntRange(min=2))
-    features: int = option(192, "Features of the embeddings and of each LSTM's state.", POSITIVE)
-    layers: int = option(1, "LSTMs, one on the other, in the encoder and in the decoder.", POSITIVE)
-    dropout: float = option(0.3, "Dropout rate.", click.FloatRange(0, 1, max_open=True))
+    features: int = option(256, "Features of the embedding and of each LSTM's state.", POSITIVE)
+    layers: int = option(1, "LSTMs, one on the other.", POSITIVE)
+    dropout: float = option(0.2, "Dropout rate.", click.FloatRange(0, 1, max_open=True))
     epochs: int = option(4, "Passes over the training data.", POSITIVE)
-    batch_size: int = option(64, "Replies in a step.", POSITIVE)
-    buckets: int = option(5, "Lengths that batches are padded to.", POSITIVE)
-    learning_rate: float = option(2e-3, "Peak step size of AdamW, which rises and falls.", click.FloatRange(min=0))
+    block: int = option(64, "Tokens that are gone back through.", POSITIVE)
+    batch_size: int = option(32, "Pieces of so many tokens in a step.", POSITIVE)
+    learning_rate: float = option(4e-3, "Peak step size of AdamW, which rises and falls.", click.FloatRange(min=0))
     weight_decay: float = option(0.01, "Weight decay of AdamW.", click.FloatRange(min=0))
-    blocks: int = option(5, f"Parts of the test, each of {CANDIDATES} replies to find the right one in.", POSITIVE)
+    longest: int = option(
+        64, "Tokens that a reply, and what was said before it, is cut to.", click.IntRange(min=2)
+    )
+    buckets: int = option(5, "Lengths that replies to be measured are padded to.", POSITIVE)
+    parts: int = option(4, f"Parts of the test, of {CANDIDATES} replies each to find the right one in.", POSITIVE)
     temperature: float = option(0.7, "Of chance: at 0 the likeliest is said.", click.FloatRange(min=0), free=True)
     top_p: float = option(
         0.9, "The likeliest tokens of this sum are drawn from.", click.FloatRange(0, 1, min_open=True), free=True
@@ -58,33 +63,33 @@ class Config(cli.RunOptions):
 
 
 class Texts(NamedTuple):
-    """What was said and what was replied."""
+    """Dialogues, as one types them."""
 
     name: str
-    train: tuple[list[str], list[str]]
-    validation: tuple[list[str], list[str]]
-    test: tuple[list[str], list[str]]
-    left_out: int  # of the training, since they are in the validation or the test
+    train: list[Dialogue]
+    validation: list[Dialogue]
+    test: list[Dialogue]
+    parted: int  # of the training
 
 
 class Pairs(NamedTuple):
-    """The same of one part, as tokens too."""
+    """Each utterance that is answered, and its answer; as tokens also all that was said before."""
 
     said: list[str]
     replied: list[str]
-    sources: list[np.ndarray]  # what was said, up to END
-    targets: list[np.ndarray]  # the reply, from BEGINNING to END
+    histories: list[np.ndarray]  # from BEGINNING to END, which ends each utterance
+    targets: list[np.ndarray]  # the reply, to END
 
     def at(self, rows: np.ndarray) -> "Pairs":
         return Pairs(*([column[i] for i in rows] for column in self))
 
     def tokens(self) -> np.ndarray:
-        """All that are to be foretold: of the replies, one after the other, END included."""
-        return np.concatenate([ids[1:] for ids in self.targets])
+        """Of the replies, one after the other."""
+        return np.concatenate(self.targets)
 
     def rows(self) -> np.ndarray:
-        """Of which pair each of them is."""
-        return np.repeat(np.arange(len(self.targets)), [len(ids) - 1 for ids in self.targets])
+        """Of which reply each of them is."""
+        return np.repeat(np.arange(len(self.targets)), [len(ids) for ids in self.targets])
 
 
 def main(config: Config, folder: Path) -> None:
@@ -94,45 +99,41 @@ def main(config: Config, folder: Path) -> None:
         talk(config, folder)
         return
     texts = questions() if config.smoke else everyday(config.data or None)
-    tokenizer = data.BytePairTokenizer.train(texts.train[0] + texts.train[1], config.vocabulary)
-    known, validation, test = (numbered(tokenizer, *part) for part in texts[1:4])
-    amounts = amount(config, texts, known, validation, test)
+    tokenizer = data.BytePairTokenizer.train(chain.from_iterable(texts.train), config.vocabulary)
+    known, *measured = (pairs(tokenizer, dialogues) for dialogues in texts[1:4])
+    amounts = amount(config, texts, known, *measured)
     print(*amounts, "", sep="\n")
-    known, validation, test = (cut(part, config.longest) for part in (known, validation, test))
+    validation, test = (cut(part, config.longest) for part in measured)
+    ids = np.concatenate([said for dialogue in texts.train for said in numbers(tokenizer, dialogue)])
 
     run_key, order_key = jax.random.split(jax.random.key(config.seed))
-    batches = data.bucketed(
-        (known.sources, known.targets),
-        config.batch_size,
-        key=order_key,
-        boundaries=config.buckets,
-        arrange=arranged,
-        drop_last=True,
-    )
-    net, optimizer = network(config, len(tokenizer)), adamw(config, config.epochs * len(batches))
+    steps = max(1, len(ids) // (config.block * config.batch_size))
+    batches = data.excerpts(ids, config.block, config.batch_size, steps=steps, key=order_key)
+    net, optimizer = network(config, len(tokenizer)), adamw(config, config.epochs * steps)
     state = train.init(net, optimizer, run_key, EXAMPLE)
 
-    loss = partial(losses.cross_entropy, ignore_label=PADDING)
-    few = arranged(*(data.padded([part[0][:5], part[1][:4]]) for part in (known.sources, known.targets)))
-    gradients = train.check_gradients(net, loss, state.params, few)
+    # That a dialogue ends is not foretold: one always replies.
+    loss = partial(losses.cross_entropy, ignore_label=BEGINNING)
+    x, y = data.next_tokens(ids, 6)
+    gradients = train.check_gradients(net, loss, state.params, (x[:2], y[:2]))
     print(gradients, "\n")
 
     state = train.fit(
         state,
-        train.make_step(net, loss, optimizer, metrics={"nats": nats}),
+        train.make_step(net, loss, optimizer),
         batches,
         epochs=config.epochs,
         run=folder,
         resume=config.resume,
         config=cli.configuration(config),
-        evaluate=lambda params: {"nats": np.log(perplexity_of(net, params, validation))},
+        evaluate=lambda params: {"loss": np.log(perplexity_of(net, params, validation, config.buckets))},
     )
     tokenizer.save(folder / "tokenizer.json")
 
     retrieval = Retrieval(known, len(tokenizer))
     perplexities = baselines(retrieval, known, validation, test)
-    perplexities["network"] = perplexity_of(net, state.params, test)
-    found = choices(net, state.params, retrieval, validation, test, config.blocks)
+    perplexities["network"] = perplexity_of(net, state.params, test, config.buckets)
+    found = choices(net, state.params, retrieval, validation, test, config)
     bot = Bot(net, state.params, tokenizer, config)
     report(config, folder, bot, texts, amounts, perplexities, found, retrieval, known, test, gradients)
     print("\nperplexity of a token of the test's replies")
@@ -146,11 +147,11 @@ def main(config: Config, folder: Path) -> None:
 
 # The network
 
-EXAMPLE = (np.full((1, 1), END), np.ones(1, np.int32)), np.full((1, 1), BEGINNING)
+EXAMPLE = np.full((1, 1), BEGINNING)
 
 
 def network(config: Config, vocabulary: int) -> networks.Decoder:
-    return networks.sequence_to_sequence(
+    return networks.recurrent_decoder(
         vocabulary, config.features, layers=config.layers, dropout_rate=config.dropout
     )
 
@@ -160,34 +161,26 @@ def adamw(config: Config, steps: int) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), train.adamw(schedule, weight_decay=config.weight_decay))
 
 
-def arranged(source, target, *more):
-    """((source, its lengths), the target up to each token), and the tokens."""
-    ids, _ = target
-    return (source, ids[:, :-1]), ids[:, 1:], *more
-
-
-def nats(logits: Array, labels: Array) -> Array:
-    """−ln p of a token, in the mean over those that are there."""
-    return losses.cross_entropy(logits, labels, ignore_label=PADDING).sum() / (labels != PADDING).sum()
-
-
 @partial(jax.jit, static_argnums=0)
-def log_likelihood(net: networks.Decoder, params: Any, x: Any, labels: Array) -> Array:
-    """ln p(reply | what was said) of each pair, (B,)."""
-    return -losses.cross_entropy(net.apply(params, x), labels, ignore_label=PADDING).sum(-1)
+def log_likelihood(net: networks.Decoder, params: Any, x: Array, labels: Array) -> Array:
+    """ln p(reply | what was said), (B,); the label of what is not the reply is BEGINNING."""
+    return -losses.cross_entropy(net.apply(params, x), labels, ignore_label=BEGINNING).sum(-1)
 
 
-def log_likelihoods(net: networks.Decoder, params: Any, pairs: Pairs) -> np.ndarray:
+def log_likelihoods(net: networks.Decoder, params: Any, histories, targets, buckets: int) -> np.ndarray:
     """ln p(reply | what was said), (n,)."""
-    found = np.empty(len(pairs.sources))
-    columns = pairs.sources, pairs.targets, np.arange(len(found))
-    for x, labels, rows in data.bucketed(columns, 100, boundaries=5, arrange=arranged):
-        found[rows] = log_likelihood(net, params, x, labels)
+    found = np.empty(len(targets))
+    both = [np.concatenate(pair) for pair in zip(histories, targets, strict=True)]
+    labels = [np.append(np.full_like(h, BEGINNING), t) for h, t in zip(histories, targets, strict=True)]
+    columns = both, labels, np.arange(len(found))
+    for (ids, _), (labels, _), rows in data.bucketed(columns, 100, boundaries=buckets, value=BEGINNING):
+        found[rows] = log_likelihood(net, params, ids[:, :-1], labels[:, 1:])
     return found
 
 
-def perplexity_of(net: networks.Decoder, params: Any, pairs: Pairs) -> float:
-    return float(np.exp(-log_likelihoods(net, params, pairs).sum() / len(pairs.tokens())))
+def perplexity_of(net: networks.Decoder, params: Any, pairs: Pairs, buckets: int) -> float:
+    ln_p = log_likelihoods(net, params, pairs.histories, pairs.targets, buckets)
+    return float(np.exp(-ln_p.sum() / len(pairs.tokens())))
 
 
 # The data
@@ -204,20 +197,22 @@ def questions() -> Texts:
     rng = np.random.default_rng(0)
     things, places = ("ball", "cat", "key"), ("under the table", "in the garden", "on the roof")
 
-    def dialogue() -> data.dialogues.Dialogue:
+    def dialogue() -> Dialogue:
         thing = f"{rng.choice(things)} {rng.integers(1000)}"
         return [f"Where is the {thing} ?", f"The {thing} is {rng.choice(places)} .", "Thank you !"]
 
     return without_known("a house", *([dialogue() for _ in range(n)] for n in (400, 60, 120)))
 
 
-def without_known(name: str, *parts: list[data.dialogues.Dialogue]) -> Texts:
-    """Each utterance and its reply; those of the training are none of the validation or the test."""
-    known, *held_out = (data.replies([[plain(said) for said in dialogue] for dialogue in part]) for part in parts)
-    seen = {pair for part in held_out for pair in zip(*part, strict=True)}
-    kept = [pair for pair in zip(*known, strict=True) if pair not in seen]
-    said, replied = map(list, zip(*kept, strict=True))
-    return Texts(name, (said, replied), *held_out, len(known[0]) - len(kept))
+def without_known(name: str, *parts: list[Dialogue]) -> Texts:
+    """Training dialogues are parted where an utterance and its reply are in the validation or the test."""
+    known, *held_out = ([[plain(said) for said in dialogue] for dialogue in part if dialogue] for part in parts)
+    seen = {pair for part in held_out for pair in zip(*data.replies(part), strict=True)}
+    kept: list[Dialogue] = []
+    for dialogue in known:
+        starts = [i for i, pair in enumerate(pairwise(dialogue), 1) if pair in seen]
+        kept += [dialogue[i:j] for i, j in pairwise([0, *starts, len(dialogue)])]
+    return Texts(name, kept, *held_out, len(kept) - len(known))
 
 
 def plain(text: str) -> str:
@@ -229,27 +224,39 @@ def plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def numbered(tokenizer: data.BytePairTokenizer, said: list[str], replied: list[str]) -> Pairs:
-    sources = [np.append(tokenizer.encode(text), np.int32(END)) for text in said]
-    return Pairs(said, replied, sources, [tokenizer.encode(text, ends=True) for text in replied])
+def numbers(tokenizer: data.BytePairTokenizer, dialogue: Dialogue) -> list[np.ndarray]:
+    """The tokens of each utterance, to END; before the first one BEGINNING."""
+    found = [np.append(tokenizer.encode(said), np.int32(END)) for said in dialogue]
+    return [np.append(np.int32(BEGINNING), found[0]), *found[1:]]
+
+
+def pairs(tokenizer: data.BytePairTokenizer, dialogues: list[Dialogue]) -> Pairs:
+    histories, targets = [], []
+    for ids in (numbers(tokenizer, dialogue) for dialogue in dialogues):
+        histories += [np.concatenate(ids[:i]) for i in range(1, len(ids))]
+        targets += ids[1:]
+    return Pairs(*data.replies(dialogues), histories, targets)
 
 
 def cut(pairs: Pairs, longest: int) -> Pairs:
     """What is left of what was said is its end, of a reply its beginning."""
-    sources, targets = ([ids[-longest:] for ids in pairs.sources], [ids[:longest] for ids in pairs.targets])
-    return pairs._replace(sources=sources, targets=targets)
+    histories, targets = ([ids[-longest:] for ids in pairs.histories], [ids[:longest] for ids in pairs.targets])
+    return pairs._replace(histories=histories, targets=targets)
 
 
-def amount(config: Config, texts: Texts, *parts: Pairs) -> list[str]:
+def amount(config: Config, texts: Texts, known: Pairs, *measured: Pairs) -> list[str]:
     """In words."""
-    found = []
-    for name, part in zip(("training", "validation", "test"), parts, strict=True):
+    found = [
+        f"training: {len(texts.train):,} dialogues with {len(known.said):,} replies of {len(known.tokens()):,} "
+        f"tokens; parted {texts.parted:,} times, where the validation or the test has the same reply to the same"
+    ]
+    for name, part in zip(("validation", "test"), measured, strict=True):
         long = [sum(len(ids) > config.longest for ids in column) for column in part[2:]]
         found.append(
-            f"{name}: {len(part.said):,} replies of {len(part.tokens()):,} tokens; cut to {config.longest} tokens "
-            f"were {long[1]:,} of them and {long[0]:,} of what they reply to"
+            f"{name}: {len(part.said):,} replies of {len(part.tokens()):,} tokens; cut to {config.longest} are "
+            f"{long[1]:,} of them, and what was said before {long[0]:,}"
         )
-    return [*found, f"left out of the training, for the validation or the test have them: {texts.left_out:,}"]
+    return found
 
 
 # What it is measured beside
@@ -282,8 +289,8 @@ def ngrams(order: int, known: Pairs, heard: Pairs, vocabulary: int) -> np.ndarra
 def grams(pairs: Pairs, n: int) -> Iterator[tuple[int, ...]]:
     """Each token of the replies, with the n − 1 before it."""
     for ids in pairs.targets:
-        filled = (BEGINNING,) * (n - 1) + tuple(ids[1:].tolist())
-        yield from (filled[i : i + n] for i in range(len(ids) - 1))
+        filled = (BEGINNING,) * (n - 1) + tuple(ids.tolist())
+        yield from (filled[i : i + n] for i in range(len(ids)))
 
 
 class Retrieval:
@@ -355,7 +362,7 @@ def baselines(retrieval: Retrieval, known: Pairs, validation: Pairs, test: Pairs
 # Which reply is the right one?
 
 
-def blocks(pairs: Pairs, number: int) -> list[Pairs]:
+def drawn(pairs: Pairs, number: int) -> list[Pairs]:
     """So many at a time, drawn by chance, no two of them with the same reply."""
     order = np.random.default_rng(0).permutation(len(pairs.replied))
     _, first = np.unique(np.array(pairs.replied)[order], return_index=True)
@@ -365,25 +372,25 @@ def blocks(pairs: Pairs, number: int) -> list[Pairs]:
 
 
 def among(scores: np.ndarray, k: int) -> float:
-    """How often the right one, on the diagonal of (blocks, n, n), is among the first k; of equals by chance."""
+    """How often the right one, on the diagonal of (parts, n, n), is among the first k; of equals by chance."""
     own = np.einsum("bii->bi", scores)[..., None]
     better, equal = (scores > own).sum(-1), (scores == own).sum(-1)
     return float(np.clip((k - better) / equal, 0, 1).mean())
 
 
-def choices(net, params, retrieval, validation: Pairs, test: Pairs, number: int) -> list[dict[str, Any]]:
-    """How often each finds the right one of a block's replies to each thing said in it."""
-    chosen, tried = blocks(test, number), blocks(validation, number)
-    k = max(NEIGHBOURS, key=lambda k: among(np.stack([retrieval.likeness(block, k) for block in tried]), 1))
+def choices(net, params, retrieval: Retrieval, validation: Pairs, test: Pairs, config: Config) -> list[dict]:
+    """How often each finds the right one of a part's replies to each thing said in it."""
+    chosen, tried = drawn(test, config.parts), drawn(validation, config.parts)
+    k = max(NEIGHBOURS, key=lambda k: among(np.stack([retrieval.likeness(part, k) for part in tried]), 1))
     n = len(chosen[0].said)
-    said = [ids for block in chosen for ids in block.sources for _ in range(n)]
-    replied = [ids for block in chosen for _ in range(n) for ids in block.targets]
-    ln_p = log_likelihoods(net, params, Pairs([], [], said, replied)).reshape(-1, n, n)
+    histories = [ids for part in chosen for ids in part.histories for _ in range(n)]
+    targets = [ids for part in chosen for _ in range(n) for ids in part.targets]
+    ln_p = log_likelihoods(net, params, histories, targets, config.buckets).reshape(-1, n, n)
     scores = {
-        "words in common": np.stack([retrieval.common(block) for block in chosen]),
-        f"likeness to {k} retrieved replies": np.stack([retrieval.likeness(block, k) for block in chosen]),
-        "network, p(reply | said)": ln_p,
-        "network, p(reply | said) / p(reply)": ln_p - logsumexp(ln_p, 1, keepdims=True),
+        "words in common": np.stack([retrieval.common(part) for part in chosen]),
+        f"likeness to {k} retrieved replies": np.stack([retrieval.likeness(part, k) for part in chosen]),
+        "network, p(reply | what was said)": ln_p,
+        "network, p(reply | what was said) / p(reply)": ln_p - logsumexp(ln_p, 1, keepdims=True),
     }
     return [{"": name, "first": among(s, 1), "among ten": among(s, 10)} for name, s in scores.items()]
 
@@ -399,14 +406,14 @@ class Bot(NamedTuple):
     tokenizer: data.BytePairTokenizer
     config: Config
 
-    def replies(self, said: list[str], turn: int = 0) -> list[str]:
-        """One to each; another turn draws others."""
+    def replies(self, dialogues: list[Dialogue], turn: int = 0) -> list[str]:
+        """One to the end of each; another turn draws others."""
         config = self.config
-        sources = cut(numbered(self.tokenizer, said, said), config.longest).sources
-        prompt = data.padded(sources, config.longest), np.full((len(said), 1), BEGINNING)
+        said = [np.concatenate(numbers(self.tokenizer, dialogue))[-config.longest :] for dialogue in dialogues]
         key = jax.random.fold_in(jax.random.key(config.seed), turn)
         chance = {"key": key, "temperature": config.temperature, "top_p": config.top_p}
         how = {"beams": config.beams} if config.beams else chance
+        prompt = data.padded(said, config.longest)
         found = networks.generate(self.net, self.params, prompt, config.longest, stop=END, **how)
         return [self.tokenizer.decode(ids) for ids in np.asarray(found.ids)]
 
@@ -423,12 +430,13 @@ def talk(config: Config, folder: Path) -> None:
         raise FileNotFoundError(f"{folder} has no whole checkpoint: --resume it without --chat")
     bot = Bot(net, state.params, tokenizer, config)
     print("Say something; an empty line ends it.")
+    dialogue: Dialogue = []
     with suppress(EOFError, KeyboardInterrupt):
-        for turn in count():
-            said = plain(input("> "))
-            if not said:
-                return
-            print(*bot.replies([said], turn), flush=True)
+        while said := plain(input("> ")):
+            dialogue.append(said)
+            dialogue += bot.replies([dialogue], len(dialogue))
+            print(dialogue[-1], flush=True)
+        return
     print()
 
 
@@ -437,11 +445,11 @@ def talk(config: Config, folder: Path) -> None:
 
 def conversations(bot: Bot, openings: list[str]) -> str:
     """The network with itself."""
-    spoken = [openings]
+    dialogues = [[said] for said in openings]
     for turn in range(5):
-        spoken.append(bot.replies(spoken[-1], turn))
-    talks = zip(*spoken, strict=True)
-    return "<hr>".join("".join(f"<p>— {escape(said)}</p>" for said in talk) for talk in talks)
+        for dialogue, reply in zip(dialogues, bot.replies(dialogues, turn), strict=True):
+            dialogue.append(reply)
+    return "<hr>".join("".join(f"<p>— {escape(said)}</p>" for said in dialogue) for dialogue in dialogues)
 
 
 def report(config, folder, bot, texts, amounts, perplexities, found, retrieval, known, test, gradients) -> None:
@@ -449,8 +457,8 @@ def report(config, folder, bot, texts, amounts, perplexities, found, retrieval, 
     names = list(perplexities)
     page = train.Report(
         f"A chatbot of {texts.name}",
-        f"An encoder and a decoder of LSTMs with attention, trained on {len(known.said):,} replies and measured "
-        f"on {len(test.said):,} others",
+        f"A language model of LSTMs, trained on {len(texts.train):,} dialogues and measured on the "
+        f"{len(test.said):,} replies of others",
         {
             "perplexity of a token": f"{perplexities['network']:.1f}",
             "of retrieved replies": f"{perplexities[names[1]]:.1f}",
@@ -461,7 +469,7 @@ def report(config, folder, bot, texts, amounts, perplexities, found, retrieval, 
     )
     some = test.at(np.random.default_rng(1).permutation(len(test.said))[:12])
     retrieved = [known.replied[i] for i in retrieval.nearest(some.said)[0][:, 0]]
-    columns = some.said, bot.replies(some.said), retrieved, some.replied
+    columns = some.said, bot.replies([[said] for said in some.said]), retrieved, some.replied
     titles = "said", "the network", "retrieved", "in truth"
     table = [dict(zip(titles, row, strict=True)) for row in zip(*columns, strict=True)]
     page.table("Replies to what the network never saw", table)
@@ -476,9 +484,10 @@ def report(config, folder, bot, texts, amounts, perplexities, found, retrieval, 
     page.table(
         "Is the right reply found?",
         found,
-        f"{len(blocks(test, config.blocks))} × {len(blocks(test, 1)[0].said)} things said in the test, each with "
-        "the replies of its block, all different: how often the right one scores best, or is among the best ten. "
-        "p(reply) is the mean of p(reply | said) over what was said in the block.",
+        f"{config.parts} × {CANDIDATES} things said in the test, with the replies of its part, all different: "
+        "how often the right one scores best, or is among the best ten. Words in common: cosine of the TF-IDF "
+        "vectors of what was said and of the reply. Likeness: of the reply and the mean of retrieved ones, whose "
+        "number is the best on the validation. p(reply): the mean over what was said in the part.",
     )
     page.html("The data", "".join(f"<p>{escape(line)}</p>" for line in amounts))
     page.curves([{key.replace("test_", "validation_"): value for key, value in row.items()} for row in rows])
