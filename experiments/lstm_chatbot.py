@@ -478,10 +478,10 @@ def report(config, folder, bot, texts, amounts, perplexities, found, retrieval, 
         "Perplexity of a token of the test's replies",
         [{"": name, "perplexity": value} for name, value in perplexities.items()],
         "exp of the mean of −ln p; the end of a reply is one of its tokens. The network knows all that was said "
-        "before, the others the last utterance, or nothing but the reply so far. Retrieved replies are those to what "
-        "is nearest by the cosine of TF-IDF vectors of words and pairs of words; a token's p is its share in them, "
-        "by how near they are, mixed with that of the n-grams (smoothing of Witten and Bell). Their number and "
-        "weight are the best on the validation.",
+        "before; the others the last utterance, or nothing but the reply so far. Retrieved replies are those to "
+        "what is nearest by the cosine of TF-IDF vectors of words and pairs of words; a token's p is its share in "
+        "them, by how near they are, mixed with that of the n-grams (smoothing of Witten and Bell). Their number "
+        "and weight are the best on the validation.",
     )
     page.table(
         "Is the right reply found?",
