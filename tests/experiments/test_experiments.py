@@ -137,17 +137,19 @@ def test_a_text_of_ones_own_is_written_on_from_another_prompt(run):
 @pytest.mark.long
 def test_a_conversation(run):
     """Lines in, lines out, until an empty one, the end of the file or Ctrl-C; the run stays as it was."""
-    assert run("lstm_chatbot", "--smoke", "--epochs", "1", "--run", "talker").returncode == 0
+    assert run("lstm_chatbot", "--smoke", "--epochs", "12", "--run", "talker").returncode == 0
     folder, chat = run.cwd / "runs/talker", ("--resume", "--run", "talker", "--chat")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     replies = []
-    for typed in ("Where is the cat 7 ?\nThank you!\n\nnever read\n", "Where is the cat 7?\nThank you!"):
+    for typed in ("Where is the cat 7 ?\nThank you!\n\nnever read\n", "Where is the cat 7?\nThank you!\n"):
         done = run("lstm_chatbot", *chat, typed=typed)
         assert (done.returncode, done.stderr) == (0, "")
-        _, *said = done.stdout.split("> ")
-        replies.append([line.strip() for line in said])
-    assert replies[0] == replies[1]  # drawn from the run's seed
-    assert [bool(line) for line in replies[0]] == [True, True, False]
+        _, *said, end = done.stdout.split("> ")
+        assert not end.strip()
+        replies.append(said)
+    assert replies[0] == replies[1]  # drawn by the run's seed
+    assert re.fullmatch(r"The cat 7 is .+\.\n", replies[0][0])
+    assert len(replies[0]) == 2
     done = run("lstm_chatbot", *chat, "--beams", "2", typed="Where is the ball 12?\n")
     assert (done.returncode, done.stdout.count("> ")) == (0, 2)
 
