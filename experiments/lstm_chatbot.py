@@ -452,6 +452,14 @@ def conversations(bot: Bot, openings: list[str]) -> str:
     return "<hr>".join("".join(f"<p>— {escape(said)}</p>" for said in dialogue) for dialogue in dialogues)
 
 
+def side_by_side(said: list[str], replies: dict[str, list[str]]) -> str:
+    """The replies to each, below it."""
+    lines = (
+        "".join(f"<br><i>{name}</i> {escape(some[i])}" for name, some in replies.items()) for i in range(len(said))
+    )
+    return "".join(f"<p>— {escape(text)}{below}</p>" for text, below in zip(said, lines, strict=True))
+
+
 def report(config, folder, bot, texts, amounts, perplexities, found, retrieval, known, test, gradients) -> None:
     rows = train.read_metrics(folder / "metrics.csv")
     names = list(perplexities)
@@ -469,10 +477,12 @@ def report(config, folder, bot, texts, amounts, perplexities, found, retrieval, 
     )
     some = test.at(np.random.default_rng(1).permutation(len(test.said))[:12])
     retrieved = [known.replied[i] for i in retrieval.nearest(some.said)[0][:, 0]]
-    columns = some.said, bot.replies([[said] for said in some.said]), retrieved, some.replied
-    titles = "said", "the network", "retrieved", "in truth"
-    table = [dict(zip(titles, row, strict=True)) for row in zip(*columns, strict=True)]
-    page.table("Replies to what the network never saw", table)
+    replies = {
+        "network": bot.replies([[said] for said in some.said]),
+        "retrieved": retrieved,
+        "truth": some.replied,
+    }
+    page.html("Replies to what the network never saw", side_by_side(some.said, replies))
     page.html("The network, talking with itself", conversations(bot, some.said[:3]))
     page.table(
         "Perplexity of a token of the test's replies",
