@@ -44,7 +44,7 @@ class Config(cli.RunOptions):
     vocabulary: int = option(4000, "Tokens: the most frequent parts of words.", POSITIVE)
     features: int = option(256, "Features of the embedding and of each LSTM's state.", POSITIVE)
     layers: int = option(1, "LSTMs, one on the other.", POSITIVE)
-    dropout: float = option(0.2, "Dropout rate.", click.FloatRange(0, 1, max_open=True))
+    dropout: float = option(0.1, "Dropout rate.", click.FloatRange(0, 1, max_open=True))
     epochs: int = option(4, "Passes over the training data.", POSITIVE)
     block: int = option(64, "Tokens that are gone back through.", POSITIVE)
     batch_size: int = option(32, "Pieces of so many tokens in a step.", POSITIVE)
@@ -69,7 +69,7 @@ class Texts(NamedTuple):
     train: list[Dialogue]
     validation: list[Dialogue]
     test: list[Dialogue]
-    parted: int  # of the training
+    left_out: int  # replies of the training
 
 
 class Pairs(NamedTuple):
@@ -205,14 +205,20 @@ def questions() -> Texts:
 
 
 def without_known(name: str, *parts: list[Dialogue]) -> Texts:
-    """Training dialogues are parted where an utterance and its reply are in the validation or the test."""
-    known, *held_out = ([[plain(said) for said in dialogue] for dialogue in part if dialogue] for part in parts)
+    """Without the replies of the training that are in the validation or the test as replies to the same.
+
+    A dialogue is parted there: many of the release are nearly the same as others.
+    """
+    known, *held_out = ([[plain(said) for said in dialogue] for dialogue in part] for part in parts)
     seen = {pair for part in held_out for pair in zip(*data.replies(part), strict=True)}
     kept: list[Dialogue] = []
+    left_out = 0
     for dialogue in known:
-        starts = [i for i, pair in enumerate(pairwise(dialogue), 1) if pair in seen]
-        kept += [dialogue[i:j] for i, j in pairwise([0, *starts, len(dialogue)])]
-    return Texts(name, kept, *held_out, len(kept) - len(known))
+        told = [i for i, pair in enumerate(pairwise(dialogue), 1) if pair in seen]
+        left_out += len(told)
+        ends = zip([0, *(i + 1 for i in told)], [*told, len(dialogue)], strict=True)
+        kept += [dialogue[i:j] for i, j in ends if i < j]
+    return Texts(name, kept, *held_out, left_out)
 
 
 def plain(text: str) -> str:
@@ -248,7 +254,7 @@ def amount(config: Config, texts: Texts, known: Pairs, *measured: Pairs) -> list
     """In words."""
     found = [
         f"training: {len(texts.train):,} dialogues with {len(known.said):,} replies of {len(known.tokens()):,} "
-        f"tokens; parted {texts.parted:,} times, where the validation or the test has the same reply to the same"
+        f"tokens; left out, and the dialogue parted there: {texts.left_out:,} that the validation or the test has"
     ]
     for name, part in zip(("validation", "test"), measured, strict=True):
         long = [sum(len(ids) > config.longest for ids in column) for column in part[2:]]
@@ -470,7 +476,7 @@ def report(config, folder, bot, texts, amounts, perplexities, found, retrieval, 
         {
             "perplexity of a token": f"{perplexities['network']:.1f}",
             "of retrieved replies": f"{perplexities[names[1]]:.1f}",
-            "of unigrams": f"{perplexities['unigrams']:.1f}",
+            **{f"of {name}": f"{perplexities[name]:.1f}" for name in ("unigrams", "trigrams")},
             "parameters": f"{train.count(bot.params):,}",
             "training time": f"{rows[-1]['seconds'] / 60:.0f} min",
         },
@@ -499,7 +505,8 @@ def report(config, folder, bot, texts, amounts, perplexities, found, retrieval, 
         f"{config.parts} × {CANDIDATES} things said in the test, with the replies of its part, all different: "
         "how often the right one scores best, or is among the best ten. Words in common: cosine of the TF-IDF "
         "vectors of what was said and of the reply. Likeness: of the reply and the mean of retrieved ones, whose "
-        "number is the best on the validation. p(reply): the mean over what was said in the part.",
+        "number is the best on the validation. p(reply) is the mean over what was said in the part; without it "
+        "the same short replies are the likeliest, whatever was said.",
     )
     page.html("The data", "".join(f"<p>{escape(line)}</p>" for line in amounts))
     page.curves([{key.replace("test_", "validation_"): value for key, value in row.items()} for row in rows])

@@ -51,8 +51,8 @@ def test_as_one_types_it(chatbot, text, expected):
 
 def test_no_pair_of_the_test_is_in_the_training(chatbot):
     texts = chatbot.without_known("some", [["a", "b", "c .", "d"], ["x", "y"], []], [["b", "c."]], [["x", "z"]])
-    assert texts[1:4] == ([["a", "b"], ["c.", "d"], ["x", "y"]], [["b", "c."]], [["x", "z"]])
-    assert texts.parted == 1
+    assert texts[1:4] == ([["a", "b"], ["d"], ["x", "y"]], [["b", "c."]], [["x", "z"]])
+    assert texts.left_out == 1
 
 
 class Words:
