@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from jaxnet.layers import Layer
-from jaxnet.layers.layer import Params
+from jaxnet.layers.layer import Inputs, Params
 from jaxnet.layers.normalization import recorded
 
 
@@ -29,7 +29,9 @@ def population_statistics(net: Layer, params: Params, batches: Iterable[Any], *,
     Args:
         net: any network; all else in `params`, and a `batch_norm` that isn't reached, stays as it is.
         params: its parameters.
-        batches: (x, target), as for `evaluate`, or x alone; a few thousand examples are enough.
+        batches: (x, target), as for `evaluate`, or x alone if it isn't a tuple itself; a few thousand examples are
+            enough. x is whatever the network takes: an array, or a pair (x, lengths). What is padding counts too,
+            as it does in training.
         key: of what else is drawn in training, such as dropout; batch i draws from fold_in(key, i).
 
     Raises:
@@ -46,8 +48,9 @@ def population_statistics(net: Layer, params: Params, batches: Iterable[Any], *,
     means: list[Any] = []
     variances: list[Any] = []
     for i, batch in enumerate(batches):
-        x = jnp.asarray(batch[0] if isinstance(batch, tuple) else batch)
-        if not len(x):
+        x = jax.tree.map(jnp.asarray, batch[0] if isinstance(batch, tuple) else batch)
+        examples = len(jax.tree.leaves(x)[0])
+        if not examples:
             continue
         at = params, x, jax.random.fold_in(key, i)
         if reached is None:
@@ -55,7 +58,7 @@ def population_statistics(net: Layer, params: Params, batches: Iterable[Any], *,
             means, variances = [0.0] * (len(reached) // 2), [0.0] * (len(reached) // 2)
         # In the order of a dictionary's leaves "mean" comes before "var", with nothing recorded between them.
         found = [np.asarray(leaf).astype(np.float64) for leaf in _program("statistics", net, reached)(*at)]
-        size, share = size + len(x), len(x) / (size + len(x))
+        size, share = size + examples, examples / (size + examples)
         for j, (mean, variance) in enumerate(zip(found[::2], found[1::2], strict=True)):
             apart = mean - means[j]
             means[j] = means[j] + share * apart
@@ -74,7 +77,7 @@ def _program(kind: str, net: Layer, places: tuple[int, ...] | None) -> Callable[
     """Returns what `layers.batch_norm` records of a batch in the leaves of params at `places`, None for all."""
 
     @jax.jit
-    def program(params: Params, x: Array, key: Array) -> list[Array | None]:
+    def program(params: Params, x: Inputs, key: Array) -> list[Array | None]:
         leaves, tree = jax.tree.flatten(params)
         asked = range(len(leaves)) if places is None else places
         floats = [i for i in asked if jnp.issubdtype(jnp.result_type(leaves[i]), jnp.floating)]

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import fields
@@ -29,11 +30,11 @@ def run(tmp_path_factory):
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cwd / "cache"), "COLUMNS": "120"}
     environment.pop("JAXNET_DATA", None)
 
-    def run(name, *options):
+    def run(name, *options, typed=None):
         command = [sys.executable, FOLDER / f"{name}.py", *options]
-        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+        return subprocess.run(command, cwd=cwd, env=environment, input=typed, capture_output=True, text=True)
 
-    run.cwd = cwd
+    run.cwd, run.environment = cwd, environment
     return run
 
 
@@ -183,6 +184,41 @@ def test_a_fine_tuning_goes_on_without_the_pre_training_and_judges_a_sentence(ru
     assert {path: path.stat().st_mtime_ns for path in written} == written
     done = run("transformer_bert", "--resume", "--run", "judge", "--sentence", " ")
     assert only_error(done) == "error: --sentence needs a word; got ' '"
+
+
+@pytest.mark.long
+def test_a_conversation(run):
+    """Lines in, lines out, until an empty one, the end of the file or Ctrl-C; the run stays as it was."""
+    assert run("lstm_chatbot", "--smoke", "--epochs", "12", "--run", "talker").returncode == 0
+    folder, chat = run.cwd / "runs/talker", ("--resume", "--run", "talker", "--chat")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    replies = []
+    for typed in ("Where is the cat 7 ?\nThank you!\n\nnever read\n", "Where is the cat 7?\nThank you!\n"):
+        done = run("lstm_chatbot", *chat, typed=typed)
+        assert (done.returncode, done.stderr) == (0, "")
+        _, *said, end = done.stdout.split("> ")
+        assert not end.strip()
+        replies.append(said)
+    assert replies[0] == replies[1]  # drawn by the run's seed
+    assert [re.fullmatch(r".+\n", reply) is not None for reply in replies[0]] == [True, True]
+    done = run("lstm_chatbot", *chat, "--beams", "2", typed="Where is the ball 12?\n")
+    assert (done.returncode, done.stdout.count("> ")) == (0, 2)
+
+    command = [sys.executable, FOLDER / "lstm_chatbot.py", *chat]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=run.cwd, env=run.environment, text=True, **pipes) as process:
+        process.stdin.write("Thank you!\n")
+        process.stdin.flush()
+        while not process.stdout.readline().startswith("> "):
+            pass
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 0
+        assert process.stderr.read() == ""
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_nobody_to_talk_with(run):
+    assert "--chat talks with a finished run" in only_error(run("lstm_chatbot", "--chat"))
 
 
 def test_config_json(run):

@@ -208,6 +208,22 @@ def test_population_statistics_through_every_combinator(x64):
     assert jax.tree.structure(found) == jax.tree.structure(params)
 
 
+def test_population_statistics_of_sequences_with_lengths(x64):
+    # As `train.evaluate` takes them; and a dictionary, of a layer of one's own.
+    net = serial(layers.with_lengths(serial(dense(4), batch_norm())), layers.lstm(3, output="last"))
+    batches = [x_of(n, 5, 2, dtype=jnp.float64, seed=n) for n in (4, 2)]
+    pairs = [(x, jnp.full(len(x), 3)) for x in batches]
+    params = net.init(KEY, pairs[0])
+    found = train.population_statistics(net, params, [(x, None) for x in pairs], key=TRAINING)
+    expected = moments(*(dense(4).apply(params[0][0], x) for x in batches))
+    close(statistics(found[0][1]), expected)
+
+    named = Layer(net.init, lambda params, x, key=None: net.apply(params, (x["x"], x["n"]), key=key), None)
+    dictionaries = [{"x": x, "n": n} for x, n in pairs]
+    close(train.population_statistics(named, params, dictionaries, key=TRAINING), found)
+    assert jax.tree.structure(found) == jax.tree.structure(params)
+
+
 def test_after_it_inference_on_the_one_batch_equals_training(x64):
     net = serial(dense(4, activation="tanh"), batch_norm(), layers.activation("relu"), batch_norm())
     x = x_of(16, 4, dtype=jnp.float64)
