@@ -168,7 +168,7 @@ LAYERS: dict[str, Callable[[], Target]] = {
     "layers' attention": of_attention_layer,
     "layers' embedding": lambda: of_layer(
         [(layers.embedding, "vjp"), module("layers.embedding")._pullback],
-        lambda: layers.embedding(5, 4),
+        lambda: layers.embedding(5, 4, scale=1.7),
         x=IDS,
     ),
     "gated": lambda: of_layer(

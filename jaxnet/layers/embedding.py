@@ -48,7 +48,7 @@ def embedding(
     table_of = normal(features**-0.5) if table_init is None else initializers.get(table_init)
 
     def scaled(y: Array) -> Array:
-        return y if scale == 1 else y * jnp.asarray(scale, y.dtype)
+        return y * jnp.asarray(scale, y.dtype)
 
     def init(key: Array, x: Input) -> Params:
         if not jnp.issubdtype(x.dtype, jnp.integer):
@@ -67,8 +67,7 @@ def embedding(
 
 def _pullback(scale: float, pullback: Partial, dy: Array) -> tuple[Params, Any]:
     """dW is c times that of W[x]."""
-    dy = dy if scale == 1 else dy * jnp.asarray(scale, dy.dtype)
-    return {"table": pullback(dy)}, of_integers(dy.shape[:-1])
+    return {"table": pullback(dy * jnp.asarray(scale, dy.dtype))}, of_integers(dy.shape[:-1])
 
 
 def of_integers(shape: tuple[int, ...]) -> Any:

@@ -90,8 +90,9 @@ def alignments(
 
 
 def _words(tokenizer: BytePairTokenizer, ids: np.ndarray) -> list[str]:
+    """Each token; a blank alone as ▁."""
     special = tokenizer.special
-    return [special[i] if i < len(special) else tokenizer.decode([i]) for i in ids]
+    return [special[i] if i < len(special) else tokenizer.decode([i]) or "▁" for i in ids]
 
 
 def bleu(translations: Sequence[str], references: Sequence[str]) -> Bleu:
