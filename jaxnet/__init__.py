@@ -1,7 +1,7 @@
 """Neural networks as pure functions in JAX, every backward pass written by hand and proved."""
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -9,7 +9,7 @@ _ROOMS = ("activations", "data", "layers", "losses", "networks", "ops", "train",
 __all__ = ["using", *_ROOMS]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     # Loaded when first asked for: `import jaxnet` stays quick, whatever a room itself imports.
     if name in _ROOMS:
         return importlib.import_module(f"jaxnet.{name}")

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from . import __path__ as _folders  # two in an editable install: the sources, and what was built
 
+_DTYPES = (jnp.dtype("float32"), jnp.dtype("float64"))
 _ISAS = ("avx512", "avx2", "baseline")  # the best first
 
 
@@ -65,6 +67,25 @@ _isa, _targets, _unavailable = _load()
 def unavailable() -> str | None:
     """Why there are no compiled kernels in this process; None if there are."""
     return _unavailable
+
+
+def unsupported(*operands: jax.Array | None) -> str | None:
+    """Why a kernel of one dtype can't serve these operands, of which some may be None; None if it can."""
+    if reason := unavailable():
+        return reason
+    types = [jax.typeof(x) for x in operands if x is not None]
+    if len({t.dtype for t in types}) > 1 or types[0].dtype not in _DTYPES:
+        found = ", ".join(t.dtype.name for t in types)
+        return f"arrays must be all float32 or all float64; got {found}"
+    if any(t.sharding.mesh.explicit_axes for t in types):
+        return "arrays must not lie on a mesh with explicit axes, outside of shard_map"
+    return None
+
+
+def present(*args: jax.Array | None) -> list[jax.Array]:
+    """The arguments that aren't missing; whole numbers as kernels read them, in 32 bits."""
+    given = [x for x in args if x is not None]
+    return [x.astype("int32") if jnp.issubdtype(x.dtype, jnp.integer) else x for x in given]
 
 
 def isa() -> str:

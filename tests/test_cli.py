@@ -77,7 +77,7 @@ def test_info(run):
     assert (code, errors) == (0, "")
     assert f"jaxnet     {jaxnet.__version__} on Python {sys.version.split()[0]}, jax {jax.__version__}" in out
     assert f"platform   {jax.default_backend()} " in out
-    for op in ("linear", "adamw"):
+    for op in ("linear", "lstm", "adamw"):
         assert re.search(rf"{op} +│ xla", out)
 
 

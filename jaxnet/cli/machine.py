@@ -7,7 +7,7 @@ import jax
 from jaxnet import train
 from jaxnet.ops import dispatch
 
-OPS = ("linear", "adamw")
+OPS = ("linear", "rnn", "lstm", "gru", "adamw")
 
 
 def facts() -> dict[str, str]:

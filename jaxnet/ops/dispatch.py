@@ -52,6 +52,11 @@ def using(implementation: str | None) -> AbstractContextManager[None]:
     return _in_use(implementation)
 
 
+def name(implementation: str | None) -> str | None:
+    """The name that holds for both passes, also if the pullback is called outside of a `using` block."""
+    return implementation if implementation is not None else _in_use.value
+
+
 def choose(
     op: str, implementation: str | None, xla: Callable[..., Any], kernels: Mapping[str, Kernel]
 ) -> Callable[..., Any]:
@@ -74,6 +79,18 @@ def choose(
     if kernels[name].unsupported:
         raise ValueError(f"implementation {name!r} can't serve {op}: {kernels[name].unsupported}")
     return kernels[name].run
+
+
+def unsupported(*operands: jax.Array | None) -> str | None:
+    """Why no CPU kernel can serve these operands, of which some may be None; None if one can."""
+    return ffi.unsupported(*operands)
+
+
+def differentiable(kernel: Callable[..., Any], xla: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel with the derivatives of what it computes as XLA has them, for second and higher order."""
+    run = jax.custom_jvp(kernel)
+    run.defjvp(lambda primals, tangents: jax.jvp(xla, primals, tangents))
+    return run
 
 
 def _check(implementation: str | None) -> None:

@@ -21,6 +21,8 @@ With dh the sum of dyₜ and what comes from the step after it, and da = (dar, d
 dx, dW and db are those of `jaxnet.ops.recurrence`.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -28,6 +30,7 @@ from jax.tree_util import Partial
 from jaxtyping import Float, Integer
 
 from jaxnet import activations
+from jaxnet.kernels.gru import cpu
 from jaxnet.ops import recurrence
 from jaxnet.ops.gradients import like
 from jaxnet.ops.recurrence import Cell, Weights
@@ -142,57 +145,60 @@ def reference(
     return recurrence.reference(step, reverse, x, h, lengths)
 
 
-def after_forward(weights: Weights, a: Array, h: Array) -> tuple[Array, tuple[Array, ...]]:
+def after_forward(weights: Weights, a: Array, h: Array) -> tuple[Array, tuple[Array, Array]]:
     """One step: n = tanh(aₙ + r ⊙ u),  h′ = (1 − z) n + z h."""
     v, d = jnp.split(h @ weights.recurrent_weight, 3, -1), weights.recurrent_bias
     ar, az, an = jnp.split(a, 3, -1)
     u = v[2] if d is None else v[2] + d[None]
     r, z = activations.sigmoid(ar + v[0]), activations.sigmoid(az + v[1])
     n = activations.tanh(an + r * u)
-    return (1 - z) * n + z * h, (r, z, n, u)
+    return (1 - z) * n + z * h, (jnp.concatenate([r, z, n], -1), u)
 
 
-def after_backward(weights: Weights, h: Array, kept: tuple[Array, ...], dh: Array) -> tuple[Array, Array]:
-    """dh = dh′ z + (dar, daz, dan r) Uᵀ."""
-    r, z, n, u = kept
+def after_backward(weights: Weights, h: Array, kept: tuple[Array, Array], dh: Array) -> tuple[Array, Array, Array]:
+    """dv = (dar, daz, dan r),  dh = dh′ z + dv Uᵀ."""
+    (r, z, n), u = jnp.split(kept[0], 3, -1), kept[1]
     dan, daz = _candidate_and_update(h, z, n, dh)
     dar = dan * u * r * (1 - r)
     dv = jnp.concatenate([dar, daz, dan * r], -1)
-    return jnp.concatenate([dar, daz, dan], -1), dh * z + dv @ weights.recurrent_weight.T
+    return jnp.concatenate([dar, daz, dan], -1), dv, dh * z + dv @ weights.recurrent_weight.T
 
 
-def after_recurrent(weights: Weights, h: Array, kept: tuple[Array, ...], da: Array) -> tuple[Array, Array | None]:
-    """dU = Σ hᵀ (dar, daz, dan r),  dd = Σ dan r."""
-    dar, daz, dan = jnp.split(da, 3, -1)
-    dn = dan * kept[0]
-    dweight = recurrence.summed(h, jnp.concatenate([dar, daz, dn], -1), weights.recurrent_weight)
+def after_recurrent(
+    products: Callable, weights: Weights, h: Array, kept: tuple[Array, Array], dv: Array
+) -> tuple[Array, Array | None]:
+    """dU = Σ hᵀ dv,  dd = Σ dan r."""
+    dweight, sums = products(h, dv, weights.recurrent_weight)
     d = weights.recurrent_bias
-    return dweight, None if d is None else like(jnp.sum(dn, (0, 1)), d)
+    return dweight, None if d is None else like(_apart(sums)[1], d)
 
 
-def before_forward(weights: Weights, a: Array, h: Array) -> tuple[Array, tuple[Array, ...]]:
-    """One step: n = tanh(aₙ + (r ⊙ h) Un),  h′ = (1 − z) n + z h."""
+def before_forward(weights: Weights, a: Array, h: Array) -> tuple[Array, tuple[Array, Array]]:
+    """One step: s = r ⊙ h,  n = tanh(aₙ + s Un),  h′ = (1 − z) n + z h."""
     gates, candidate = _apart(weights.recurrent_weight)
     a, an = _apart(a)
     r, z = jnp.split(activations.sigmoid(a + h @ gates), 2, -1)
-    n = activations.tanh(an + (r * h) @ candidate)
-    return (1 - z) * n + z * h, (r, z, n)
+    s = r * h
+    n = activations.tanh(an + s @ candidate)
+    return (1 - z) * n + z * h, (jnp.concatenate([r, z, n], -1), s)
 
 
-def before_backward(weights: Weights, h: Array, kept: tuple[Array, ...], dh: Array) -> tuple[Array, Array]:
+def before_backward(weights: Weights, h: Array, kept: tuple[Array, Array], dh: Array) -> tuple[Array, None, Array]:
     """ds = dan Unᵀ,  dh = dh′ z + ds r + (dar, daz) (Ur Uz)ᵀ."""
-    r, z, n = kept
+    r, z, n = jnp.split(kept[0], 3, -1)
     gates, candidate = _apart(weights.recurrent_weight)
     dan, daz = _candidate_and_update(h, z, n, dh)
     ds = dan @ candidate.T
     dgates = jnp.concatenate([ds * h * r * (1 - r), daz], -1)
-    return jnp.concatenate([dgates, dan], -1), dh * z + ds * r + dgates @ gates.T
+    return jnp.concatenate([dgates, dan], -1), None, dh * z + ds * r + dgates @ gates.T
 
 
-def before_recurrent(weights: Weights, h: Array, kept: tuple[Array, ...], da: Array) -> tuple[Array, None]:
-    """dUr, dUz = Σ hᵀ (dar, daz),  dUn = Σ (r h)ᵀ dan."""
+def before_recurrent(
+    products: Callable, weights: Weights, h: Array, kept: tuple[Array, Array], da: Array
+) -> tuple[Array, None]:
+    """dUr, dUz = Σ hᵀ (dar, daz),  dUn = Σ sᵀ dan."""
     (dgates, dan), weight = _apart(da), weights.recurrent_weight
-    parts = recurrence.summed(h, dgates, weight), recurrence.summed(kept[0] * h, dan, weight)
+    parts = products(h, dgates, weight)[0], products(kept[1], dan, weight)[0]
     return jnp.concatenate(parts, -1), None
 
 
@@ -207,8 +213,8 @@ def _apart(a: Array) -> tuple[Array, Array]:
     return a[..., : 2 * third], a[..., 2 * third :]
 
 
-_AFTER = Cell(after_forward, after_backward, after_recurrent)
-_BEFORE = Cell(before_forward, before_backward, before_recurrent)
+_AFTER = Cell(after_forward, after_backward, after_recurrent, cpu.loops(reset_after=True))
+_BEFORE = Cell(before_forward, before_backward, before_recurrent, cpu.loops(reset_after=False))
 
 
 def _pullback(pullback: Partial, cotangents: tuple[Array, Array]) -> tuple[Array | None, ...]:

@@ -63,7 +63,7 @@ def linear(
         >>> ops.linear(jnp.ones((2, 3)), jnp.ones((3, 4)), activation="tanh").shape
         (2, 4)
     """
-    return _linear(_check(x, weight, bias, activation), _name(implementation), x, weight, bias)
+    return _linear(_check(x, weight, bias, activation), dispatch.name(implementation), x, weight, bias)
 
 
 def linear_vjp(
@@ -75,7 +75,7 @@ def linear_vjp(
     implementation: str | None = None,
 ) -> tuple[Float[Array, "... O"], Partial]:
     """Returns y and its pullback dy ↦ (dx, dW, db), the formulas above; arguments as in `linear`."""
-    function, name = _check(x, weight, bias, activation), _name(implementation)
+    function, name = _check(x, weight, bias, activation), dispatch.name(implementation)
     y, residuals = forward(function, x, weight, bias, implementation=name)
     return y, Partial(partial(backward, function, implementation=name), residuals)
 
@@ -101,10 +101,22 @@ def forward(
 ) -> tuple[Float[Array, "... O"], Residuals]:
     """y = f(x W + b)."""
     relu = activation is activations.relu
-    z = _product(_Product(implementation, relu=relu), x, weight, None, bias)
+    z = sums(x, weight, bias, relu=relu, implementation=implementation)
     if activation is None or relu:
         return z.astype(x.dtype), Residuals(x, weight, bias, z if relu else None)
     return activation(z).astype(x.dtype), Residuals(x, weight, bias, z)
+
+
+def sums(
+    x: Float[Array, "... I"],
+    weight: Float[Array, "I O"],
+    bias: Float[Array, " O"] | None,
+    *,
+    relu: bool = False,
+    implementation: str | None = None,
+) -> Float[Array, "... O"]:
+    """z = x W + b, or max(z, 0), in the dtype it is summed in."""
+    return _product(_Product(implementation, relu=relu), x, weight, None, bias)
 
 
 def backward(
@@ -126,10 +138,23 @@ def backward(
     y = z if relu else None
     # Sums over a sharded axis can lie on the devices in several ways: a gradient lies as its argument does.
     to_x = _Product(implementation, transpose_b=True, sharding=jax.typeof(x).sharding)
-    to_weight = _Product(implementation, sharding=jax.typeof(weight).sharding)
     dx = _product(to_x, dz, weight.astype(dz.dtype), y, None)
-    dweight, dbias = _gradients(to_weight, x.astype(dz.dtype), dz, y)
-    return like(dx, x), like(dweight, weight), None if bias is None else like(dbias, bias)
+    dweight, dbias = gradients(x, dz, weight, y, implementation=implementation)
+    return like(dx, x), dweight, None if bias is None else like(dbias, bias)
+
+
+def gradients(
+    x: Float[Array, "... I"],
+    dz: Float[Array, "... O"],
+    weight: Float[Array, "..."],
+    y: Float[Array, "... O"] | None = None,
+    *,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "I O"], Float[Array, " O"]]:
+    """dW = xᵀ dz, in the dtype of the weight and lying as it does; db = Σ dz. For relu's y of [y > 0] ⊙ dz."""
+    which = _Product(implementation, sharding=jax.typeof(weight).sharding)
+    dweight, dbias = _gradients(which, x.astype(dz.dtype), dz, y)
+    return like(dweight, weight), dbias
 
 
 class _Product(NamedTuple):
@@ -196,7 +221,7 @@ def _masked(dy: Array, y: Array | None) -> Array:
 def _choose(
     which: _Product, xla: Callable, kernel: Callable, sizes: tuple[int, ...], *operands: Array | None
 ) -> Any:
-    reason = cpu.unsupported(*operands)
+    reason = dispatch.unsupported(*operands)
     if which.implementation is None:
         reason = reason or cpu.slow(*sizes)
     kernels = {"cpu": dispatch.Kernel(kernel, reason)}
@@ -214,11 +239,6 @@ _linear.defvjp(
     lambda activation, name, *args: forward(activation, *args, implementation=name),
     lambda activation, name, *args: backward(activation, *args, implementation=name),
 )
-
-
-def _name(implementation: str | None) -> str | None:
-    """The name that holds for both passes, also if the pullback is called outside of a `using` block."""
-    return implementation if implementation is not None else dispatch._in_use.value
 
 
 def _check(x: Array, weight: Array, bias: Array | None, activation: str | Activation | None) -> Activation | None:

@@ -22,6 +22,7 @@ from jax.tree_util import Partial
 from jaxtyping import Float, Integer
 
 from jaxnet import activations
+from jaxnet.kernels.lstm import cpu
 from jaxnet.ops import recurrence
 from jaxnet.ops.recurrence import Cell, State, Weights
 from jaxnet.ops.sequences import check, one_step
@@ -128,28 +129,28 @@ def reference(
     return recurrence.reference(step, reverse, x, (zero, zero) if initial is None else initial, lengths)
 
 
-def forward(weights: Weights, a: Array, before: _Pair) -> tuple[_Pair, tuple[Array, ...]]:
+def forward(weights: Weights, a: Array, before: _Pair) -> tuple[_Pair, Array]:
     """One step: c′ = f c + i g,  h′ = o tanh c′."""
     h, c = before
     z = jnp.split(a + h @ weights.recurrent_weight, 4, -1)
     i, f, o = (activations.sigmoid(z[gate]) for gate in (0, 1, 3))
     g = activations.tanh(z[2])
     c = f * c + i * g
-    return (o * activations.tanh(c), c), (i, f, g, o)
+    return (o * activations.tanh(c), c), jnp.concatenate([i, f, g, o], -1)
 
 
-def backward(weights: Weights, before: _Pair, kept: tuple[Array, ...], dafter: _Pair) -> tuple[Array, _Pair]:
+def backward(weights: Weights, before: _Pair, kept: Array, dafter: _Pair) -> tuple[Array, None, _Pair]:
     """dc′ += dh′ o (1 − tanh² c′),  dz = (dc′ g i′, dc′ c f′, dc′ i g′, dh′ tanh c′ o′), i′ being i(1 − i)."""
-    (_, c), (i, f, g, o), (dh, dc) = before, kept, dafter
+    (_, c), (i, f, g, o), (dh, dc) = before, jnp.split(kept, 4, -1), dafter
     t = activations.tanh(f * c + i * g)  # of two products: not worth its place in memory
     dc = dc + dh * o * ((1 - t) * (1 + t))
     di, df, dg, do = dc * g, dc * c, dc * i, dh * t
     parts = di * i * (1 - i), df * f * (1 - f), dg * ((1 - g) * (1 + g)), do * o * (1 - o)
     dz = jnp.concatenate(parts, -1)
-    return dz, (dz @ weights.recurrent_weight.T, dc * f)
+    return dz, None, (dz @ weights.recurrent_weight.T, dc * f)
 
 
-_CELL = Cell(forward, backward, recurrence.recurrent, pair=True)
+_CELL = Cell(forward, backward, recurrence.recurrent, cpu.loops(), pair=True)
 
 
 def _pullback(pullback: Partial, cotangents: tuple[Array, _Pair]) -> tuple[Array | _Pair | None, ...]:

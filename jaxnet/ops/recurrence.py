@@ -9,7 +9,7 @@ for all steps:
 
 Backwards only ds goes through the loop. The gradients of all weights are products of whole sequences after it:
 
-    daₜ, dsₜ₋₁ = cell′(dsₜ + dyₜ)      dx = da Wᵀ      dW = Σ xₜᵀ daₜ      db = Σ daₜ      dU = Σ hₜ₋₁ᵀ daₜ
+    daₜ, dvₜ, dsₜ₋₁ = cell′(dsₜ + dyₜ)   dx = da Wᵀ   dW = Σ xₜᵀ daₜ   db = Σ daₜ   dU = Σ hₜ₋₁ᵀ dvₜ
 
 Past the length of a sequence nothing happens: sₜ = sₜ₋₁, yₜ = 0, daₜ = 0, and x isn't read. So a sequence that is
 gone through from its end begins with its last element, wherever the padding ends.
@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec
 from jax.tree_util import Partial
 
 from jaxnet.activations import accumulation_dtype
-from jaxnet.ops import dispatch
+from jaxnet.ops import dispatch, linear
 from jaxnet.ops.gradients import like
 
 State = Any  # h, or (h, c); each (B, H)
@@ -44,18 +44,32 @@ class Weights(NamedTuple):
 class Cell(NamedTuple):
     """One step of time, of whole batches, in the dtype of the sums; `kept` is what its derivative needs.
 
-    ============  ============================================================================
+    ============  ====================================================================================
     `forward`     `forward(weights, a, before) → (after, kept)`
-    `backward`    `backward(weights, before, kept, dafter) → (da, dbefore)`
-    `recurrent`   `recurrent(weights, before, kept, da) → (dU, drecurrent_bias)`, of all steps
+    `backward`    `backward(weights, before, kept, dafter) → (da, dv, dbefore)`; dv, the gradient of what
+                  hₜ₋₁ is multiplied to, is None if it is da
+    `recurrent`   `recurrent(products, weights, h, kept, dv) → (dU, drecurrent_bias)`, of all steps;
+                  `products` sums leftᵀ right over them, and right alone
+    `kernel`      the loops of `forward` and `backward` on the CPU
     `pair`        whether the state is (h, c)
-    ============  ============================================================================
+    ============  ====================================================================================
     """
 
     forward: Callable[..., tuple[State, Any]]
-    backward: Callable[..., tuple[Array, State]]
+    backward: Callable[..., tuple[Array, Array | None, State]]
     recurrent: Callable[..., tuple[Array, Array | None]]
+    kernel: tuple[Callable[..., Any], Callable[..., Any]]
     pair: bool = False
+
+
+class Loop(NamedTuple):
+    """Which loop, and how."""
+
+    op: str
+    cell: Cell
+    reverse: bool
+    implementation: str | None
+    keep: bool = True  # whether a backward pass will come
 
 
 class Residuals(NamedTuple):
@@ -71,15 +85,16 @@ class Residuals(NamedTuple):
 
 def run(op: str, implementation: str | None, cell: Cell, reverse: bool, *args: Any) -> tuple[Array, State]:
     """Returns y (B, T, H) and the final state; `args` are x, the weights, the initial state and the lengths."""
-    return dispatch.choose(op, implementation, partial(_recurrent, cell, reverse), {})(*args)
+    return _recurrent(Loop(op, cell, reverse, dispatch.name(implementation)), *args)
 
 
 def run_vjp(
     op: str, implementation: str | None, cell: Cell, reverse: bool, *args: Any
 ) -> tuple[tuple[Array, State], Partial]:
     """Returns what `run` does, and the pullback (dy, dfinal) ↦ (dx, dweights, dinitial, None)."""
-    outputs, residuals = dispatch.choose(op, implementation, partial(forward, cell, reverse), {})(*args)
-    return outputs, Partial(partial(backward, cell, reverse), residuals)
+    loop = Loop(op, cell, reverse, dispatch.name(implementation))
+    outputs, residuals = forward(loop, *args)
+    return outputs, Partial(partial(backward, loop), residuals)
 
 
 def reference(
@@ -96,61 +111,107 @@ def reference(
 
 
 def forward(
-    cell: Cell, reverse: bool, x: Array, weights: Weights, initial: State | None, lengths: Array | None
+    loop: Loop, x: Array, weights: Weights, initial: State | None, lengths: Array | None
 ) -> tuple[tuple[Array, State], Residuals]:
     """aₜ = xₜ W + b,  sₜ = cell(aₜ, sₜ₋₁),  yₜ = hₜ."""
-    wide, here = _widened(weights, x), _within(lengths, x.shape[1])
-    a = jnp.matmul(_read(x, here), weights.weight, preferred_element_type=accumulation_dtype(x.dtype))
-    a = a if wide.bias is None else a + jnp.broadcast_to(wide.bias, a.shape)
-
-    def step(before: State, at: tuple[Array, Array | None]) -> tuple[State, tuple[Array, State, Any]]:
-        a, here = at
-        after, kept = cell.forward(wide, a, before)
-        after = _where(here, after, before)
-        return after, (hidden(after), before, kept)
-
-    first = jax.tree.map(partial(_carried, x), start(cell, x, weights) if initial is None else initial)
-    final, (h, before, kept) = lax.scan(step, first, (a, here), reverse=reverse)
-    y = jnp.swapaxes(_where(here, h, jnp.zeros_like(h)), 0, 1).astype(x.dtype)
-    final = jax.tree.map(lambda s: s.astype(x.dtype), final)
-    return (y, final), Residuals(x, weights, initial, lengths, before, kept)
+    here = _within(lengths, x.shape[1])
+    a = linear.sums(_read(x, here), weights.weight, weights.bias, implementation=_products(loop, x))
+    first = jax.tree.map(partial(_carried, x), start(loop.cell, x, weights) if initial is None else initial)
+    outputs, before, kept = _forward(loop, _widened(weights, x), a, first, lengths)
+    outputs = jax.tree.map(lambda s: s.astype(x.dtype), outputs)
+    return outputs, Residuals(x, weights, initial, lengths, before, kept)
 
 
 def backward(
-    cell: Cell, reverse: bool, residuals: Residuals, cotangents: tuple[Array, State]
+    loop: Loop, residuals: Residuals, cotangents: tuple[Array, State]
 ) -> tuple[Array, Weights, State | None, None]:
     """daₜ, dsₜ₋₁ = cell′(dsₜ + dyₜ);  dx = da Wᵀ,  dW = Σ xₜᵀ daₜ,  db = Σ daₜ."""
     x, weights, initial, lengths, before, kept = residuals
-    wide, here = _widened(weights, x), _within(lengths, x.shape[1])
-    dy, dfinal = jax.tree.map(partial(_carried, x), cotangents)
-    dy = jnp.swapaxes(dy, 0, 1)
+    cotangents = jax.tree.map(partial(_carried, x), cotangents)
+    da, dv, dinitial = _backward(loop, _widened(weights, x), before, kept, cotangents, lengths)
+    name = _products(loop, x)
+    affine = linear.Residuals(_read(x, _within(lengths, x.shape[1])), weights.weight, weights.bias, None)
+    dx, dweight, dbias = linear.backward(None, affine, da, implementation=name)
+    products = partial(linear.gradients, implementation=name)
+    dother, drecurrent_bias = loop.cell.recurrent(
+        products, weights, hidden(before), kept, da if dv is None else dv
+    )
+    dinitial = None if initial is None else jax.tree.map(like, dinitial, initial)
+    return jnp.swapaxes(dx, 0, 1), Weights(dweight, dother, dbias, drecurrent_bias), dinitial, None
+
+
+def _forward(loop: Loop, *args: Any) -> tuple[tuple[Array, State], State, Any]:
+    """y and the final state, the states before each step, what the cell keeps."""
+    return _choose(loop, _scan_forward, partial(loop.cell.kernel[0], keep=loop.keep), args)
+
+
+def _backward(loop: Loop, *args: Any) -> tuple[Array, Array | None, State]:
+    """da and dv of all steps, and the gradient of the initial state."""
+    return _choose(loop, _scan_backward, loop.cell.kernel[1], args)
+
+
+def _products(loop: Loop, x: Array) -> str | None:
+    """The implementation of the products: that of the loop, where they have it."""
+    serves = loop.implementation == "xla" or (
+        loop.implementation == "cpu" and x.dtype == accumulation_dtype(x.dtype)
+    )
+    return loop.implementation if serves else None
+
+
+def _choose(loop: Loop, scan: Callable, kernel: Callable, args: tuple) -> Any:
+    xla = partial(scan, loop)
+    run = dispatch.differentiable(partial(kernel, reverse=loop.reverse), xla)
+    weights, *arrays, _ = args
+    reason = dispatch.unsupported(*jax.tree.leaves((weights, arrays)))
+    if loop.implementation is None:
+        reason = reason or _slow(weights.recurrent_weight.size, *jax.tree.leaves(arrays)[0].shape[:2])
+    kernels = {"cpu": dispatch.Kernel(run, reason)}
+    return dispatch.choose(loop.op, loop.implementation, xla, kernels)(*args)
+
+
+def _slow(weights: int, steps: int, batch: int) -> str | None:
+    """Why XLA is faster; None if it isn't. The kernel packs the weights, which must be worth it."""
+    few = steps * batch < 64 and weights > 1 << 18
+    return f"{steps} steps of {batch} rows are too few" if few or steps == 1 else None
+
+
+def _scan_forward(
+    loop: Loop, weights: Weights, a: Array, first: State, lengths: Array | None
+) -> tuple[tuple[Array, State], State, Any]:
+    def step(before: State, at: tuple[Array, Array | None]) -> tuple[State, tuple[Array, State, Any]]:
+        a, here = at
+        after, kept = loop.cell.forward(weights, a, before)
+        after = _where(here, after, before)
+        return after, (hidden(after), before, kept)
+
+    here = _within(lengths, a.shape[0])
+    final, (h, before, kept) = lax.scan(step, first, (a, here), reverse=loop.reverse)
+    outputs = jnp.swapaxes(_where(here, h, jnp.zeros_like(h)), 0, 1), final
+    return (outputs, before, kept) if loop.keep else (outputs, None, None)
+
+
+def _scan_backward(
+    loop: Loop, weights: Weights, before: State, kept: Any, cotangents: tuple[Array, State], lengths: Array | None
+) -> tuple[Array, Array | None, State]:
+    dy, dfinal = cotangents
+    dy, here = jnp.swapaxes(dy, 0, 1), _within(lengths, dy.shape[1])
     dy = _where(here, dy, jnp.zeros_like(dy))
 
-    def step(dafter: State, at: tuple[Array, Array | None, State, Any]) -> tuple[State, Array]:
+    def step(dafter: State, at: tuple[Array, Array | None, State, Any]) -> tuple[State, Any]:
         dy, here, before, kept = at
         dh, *rest = jax.tree.leaves(dafter)
         dafter = jax.tree.unflatten(jax.tree.structure(dafter), [dh + dy, *rest])
-        da, dbefore = cell.backward(wide, before, kept, dafter)
-        return _where(here, dbefore, dafter), _where(here, da, jnp.zeros_like(da))
+        *gradients, dbefore = loop.cell.backward(weights, before, kept, dafter)
+        zero = jax.tree.map(jnp.zeros_like, gradients)
+        return _where(here, dbefore, dafter), _where(here, gradients, zero)
 
-    dinitial, da = lax.scan(step, dfinal, (dy, here, before, kept), reverse=not reverse)
-    dx = jnp.swapaxes(da @ wide.weight.T, 0, 1).astype(x.dtype)
-    dweight = summed(_read(x, here).astype(da.dtype), da, weights.weight)
-    dbias = None if weights.bias is None else like(jnp.sum(da, (0, 1)), weights.bias)
-    dother, drecurrent_bias = cell.recurrent(weights, before, kept, da)
-    dinitial = None if initial is None else jax.tree.map(like, dinitial, initial)
-    return dx, Weights(dweight, dother, dbias, drecurrent_bias), dinitial, None
+    dinitial, (da, dv) = lax.scan(step, dfinal, (dy, here, before, kept), reverse=not loop.reverse)
+    return da, dv, dinitial
 
 
-def summed(left: Array, right: Array, argument: Array) -> Array:
-    """Σ leftₜᵀ rightₜ over time and batch: one product, the gradient of `argument`."""
-    sharding = jax.typeof(argument).sharding  # the sum over a sharded batch can lie on the devices in several ways
-    return like(lax.dot_general(left, right, (((0, 1), (0, 1)), ((), ())), out_sharding=sharding), argument)
-
-
-def recurrent(weights: Weights, before: State, kept: Any, da: Array) -> tuple[Array, None]:
-    """dU = Σ hₜ₋₁ᵀ daₜ, where h U is added to a."""
-    return summed(hidden(before), da, weights.recurrent_weight), None
+def recurrent(products: Callable, weights: Weights, h: Array, kept: Any, dv: Array) -> tuple[Array, None]:
+    """dU = Σ hₜ₋₁ᵀ dvₜ, where h U is added to a."""
+    return products(h, dv, weights.recurrent_weight)[0], None
 
 
 def hidden(state: State) -> Array:
@@ -164,11 +225,11 @@ def start(cell: Cell, x: Array, weights: Weights) -> State:
     return (h, h) if cell.pair else h
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _recurrent(
-    cell: Cell, reverse: bool, x: Array, weights: Weights, initial: State | None, lengths: Array | None
+    loop: Loop, x: Array, weights: Weights, initial: State | None, lengths: Array | None
 ) -> tuple[Array, State]:
-    return forward(cell, reverse, x, weights, initial, lengths)[0]
+    return forward(loop._replace(keep=False), x, weights, initial, lengths)[0]
 
 
 _recurrent.defvjp(forward, backward)

@@ -20,6 +20,7 @@ from jax.tree_util import Partial
 from jaxtyping import Float, Integer
 
 from jaxnet import activations
+from jaxnet.kernels.rnn import cpu
 from jaxnet.ops import recurrence
 from jaxnet.ops.recurrence import Cell, Weights
 from jaxnet.ops.sequences import check, one_step
@@ -128,14 +129,17 @@ def forward(activation: str, weights: Weights, a: Array, h: Array) -> tuple[Arra
     return after, after
 
 
-def backward(activation: str, weights: Weights, before: Array, h: Array, dh: Array) -> tuple[Array, Array]:
+def backward(activation: str, weights: Weights, before: Array, h: Array, dh: Array) -> tuple[Array, None, Array]:
     """dz = f′(z) ⊙ dh,  dbefore = dz Uᵀ."""
     dz = dh * ((1 - h) * (1 + h) if activation == "tanh" else (h > 0).astype(h.dtype))
-    return dz, dz @ weights.recurrent_weight.T
+    return dz, None, dz @ weights.recurrent_weight.T
 
 
 _CELLS = {
-    name: Cell(partial(forward, name), partial(backward, name), recurrence.recurrent) for name in ("tanh", "relu")
+    name: Cell(
+        partial(forward, name), partial(backward, name), recurrence.recurrent, cpu.loops(relu=name == "relu")
+    )
+    for name in ("tanh", "relu")
 }
 
 

@@ -5,32 +5,20 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
 from .. import ffi
 
-_DTYPES = (jnp.dtype("float32"), jnp.dtype("float64"))
 _SMALL = 1 << 12  # multiply-adds; below, XLA's inlined loops are faster than a call
-
-
-def unsupported(*operands: jax.Array | None) -> str | None:
-    """Why the kernel can't serve these operands, of which some may be None; None if it can."""
-    if reason := ffi.unavailable():
-        return reason
-    types = [jax.typeof(x) for x in operands if x is not None]
-    if len({t.dtype for t in types}) > 1 or types[0].dtype not in _DTYPES:
-        found = ", ".join(t.dtype.name for t in types)
-        return f"x, weight and bias must be all float32 or all float64; got {found}"
-    if any(t.sharding.mesh.explicit_axes for t in types):
-        return "arrays must not lie on a mesh with explicit axes, outside of shard_map"
-    return None
+_FEW = 24  # rows; below, B is used too seldom to be packed
 
 
 def slow(rows: int, depth: int, columns: int) -> str | None:
     """Why XLA is faster for a product of these sizes; None if it isn't."""
     size = rows * depth * columns
-    return f"a product of {size} multiply-adds is too small" if size < _SMALL else None
+    if size < _SMALL:
+        return f"a product of {size} multiply-adds is too small"
+    return f"{rows} rows are too few" if rows < _FEW else None
 
 
 def product(

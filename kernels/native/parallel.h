@@ -94,6 +94,20 @@ inline bool pool_awake() {
   return std::chrono::steady_clock::now() - last_help.load(std::memory_order_relaxed) < std::chrono::microseconds(30);
 }
 
+// Waits a little for another thread, which runs: without the system, unless it takes long.
+class Pause {
+ public:
+  void operator()() {
+#if defined(__SSE2__)
+    if (++count_ < 1000) return _mm_pause();
+#endif
+    std::this_thread::yield();
+  }
+
+ private:
+  int count_ = 0;
+};
+
 // The number of the core that this thread runs on; -1 where the system doesn't tell.
 inline int this_core() {
 #if defined(__linux__)

@@ -300,7 +300,7 @@ def test_small_products_are_left_to_xla_unless_asked_for():
 def test_half_precision_is_left_to_xla():
     args, dy = arguments((64,), 128, 128, dtype=jnp.bfloat16)
     assert "jaxnet_product" not in lowered(lambda *args: linear_vjp(*args)[1](dy), *args)
-    message = "implementation 'cpu' can't serve linear: x, weight and bias must be all float32 or all float64"
+    message = "implementation 'cpu' can't serve linear: arrays must be all float32 or all float64"
     with pytest.raises(ValueError, match=f"{message}; got bfloat16, bfloat16, bfloat16"):
         linear(*args, implementation="cpu")
 

@@ -152,7 +152,7 @@ def test_initial_weights_gate_by_gate():
         (lambda: gru(2, bidirectional=True, reverse=True), "in both directions if bidirectional=True"),
         (lambda: lstm(2, dropout_rate=1.0), "0 ≤ rate < 1; got 1.0"),
         (lambda: lstm(2, recurrent_init="orthogonl"), "did you mean 'orthogonal'"),
-        (lambda: gru(2, implementation="cpu").init(KEY, x_of(False)), "gru has no implementation 'cpu'; it has"),
+        (lambda: gru(2, implementation="gpu").init(KEY, x_of(False)), "gru has no implementation 'gpu'; it has"),
         (lambda: rnn(2, activation="gelu"), "rnn needs an activation 'tanh' or 'relu'; got 'gelu'"),
         (lambda: lstm(2).init(KEY, x_of(False)[0]), r"or a pair of that and lengths \(B,\); got float32 \(3, 2\)"),
         (lambda: lstm(2).init(KEY, (x_of(False), LENGTHS, LENGTHS)), r"lengths \(B,\); got 3 arrays"),

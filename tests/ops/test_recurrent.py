@@ -61,16 +61,17 @@ def close(found, expected, rtol=1e-9, atol=1e-11):
 # ------------------------------------------------------------------- link 1: backward against the reference
 
 
-def check_backward(name, args, reverse, lengths):
-    _, _, _, reference, cell = CELLS[name]
+def check_backward(name, args, reverse, lengths, implementation="xla"):
+    op, _, _, reference, cell = CELLS[name]
     x, *weights, state = args
+    loop = recurrence.Loop(op, cell, reverse, implementation)
     lengths = None if lengths is None else jnp.asarray(lengths)
     plain = partial(reference, reverse, lengths=lengths)
 
     @jax.jit
     def both(x, weights, state, cotangents):
-        outputs, residuals = recurrence.forward(cell, reverse, x, weights, state, lengths)
-        gradients = recurrence.backward(cell, reverse, residuals, cotangents)[:3]
+        outputs, residuals = recurrence.forward(loop, x, weights, state, lengths)
+        gradients = recurrence.backward(loop, residuals, cotangents)[:3]
         expected, pullback = jax.vjp(plain, x, weights, state)
         return (outputs, gradients), (expected, pullback(cotangents))
 
@@ -82,9 +83,10 @@ def check_backward(name, args, reverse, lengths):
     ("bias", "initial", "reverse", "lengths"),
     [(True, True, False, None), (True, True, True, LENGTHS), (False, False, False, LENGTHS)],
 )
+@pytest.mark.parametrize("implementation", ["xla", "cpu"])
 @each
-def test_backward(x64, name, bias, initial, reverse, lengths):
-    check_backward(name, arguments(name, bias=bias, initial=initial), reverse, lengths)
+def test_backward(x64, name, implementation, bias, initial, reverse, lengths):
+    check_backward(name, arguments(name, bias=bias, initial=initial), reverse, lengths, implementation)
 
 
 @pytest.mark.parametrize(
@@ -92,9 +94,10 @@ def test_backward(x64, name, bias, initial, reverse, lengths):
     [((0, 2, 3, 2), None), ((2, 1, 1, 1), [1, 0]), ((1, 5, 7, 1), [5])],
     ids=str,
 )
+@pytest.mark.parametrize("implementation", ["xla", "cpu"])
 @pytest.mark.parametrize("name", ["lstm", "gru before"])
-def test_backward_for_other_sizes(x64, name, sizes, lengths):
-    check_backward(name, arguments(name, sizes), True, lengths)
+def test_backward_for_other_sizes(x64, name, implementation, sizes, lengths):
+    check_backward(name, arguments(name, sizes), True, lengths, implementation)
 
 
 def test_a_sequence_of_no_steps():
@@ -288,9 +291,9 @@ def products(jaxpr, inside=False):
 @pytest.mark.parametrize(("name", "inside"), [("tanh", 1), ("lstm", 1), ("gru after", 1), ("gru before", 2)])
 def test_one_product_before_the_loop_and_the_gradients_after_it(name, inside):
     args = arguments(name, dtype="float32")
-    _, op_vjp = functions(name)
+    op, op_vjp = functions(name, implementation="xla")
     outputs, pullback = jax.eval_shape(op_vjp, *args)
-    forward = list(products(jax.make_jaxpr(functions(name)[0])(*args).jaxpr))
+    forward = list(products(jax.make_jaxpr(op)(*args).jaxpr))
     assert sorted(forward) == [False] + [True] * inside
     backward = list(products(jax.make_jaxpr(lambda f, dy: f(dy))(pullback, outputs).jaxpr))
     assert sorted(backward) == [False] * (2 + inside) + [True] * inside  # dx, dW, dU
@@ -384,7 +387,7 @@ def check_lstm(initial):
             lambda: gru._check(*arguments("gru after", dtype="float32")[:4], B[:2], None, None, True),
             "gru needs recurrent_bias (3,) of float32",
         ),
-        (lambda: ops.rnn(X, W, U, implementation="cpu"), "rnn has no implementation 'cpu'; it has 'xla'"),
+        (lambda: ops.rnn(X, W, U, implementation="gpu"), "rnn has no implementation 'gpu'; it has 'xla', 'cpu'"),
         (lambda: ops.lstm_vjp(LX, LW, LU, implementation="cuda"), "implementation must be None or one of 'xla'"),
         (lambda: recurrence_step(X), "rnn_step needs x (B, I); got (4, 3, 2)"),
     ],

@@ -1,0 +1,1 @@
+"""The GRU's loop over time."""

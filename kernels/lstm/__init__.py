@@ -1,0 +1,1 @@
+"""The LSTM's loop over time."""

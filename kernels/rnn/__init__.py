@@ -1,0 +1,1 @@
+"""The simple recurrent network's loop over time."""
