@@ -324,7 +324,7 @@ def of_roads(name: str, *functions: str) -> Target:
 
 
 def of_recurrent(name: str, functions: Sequence[Any], *cases: dict[str, Any]) -> Target:
-    """Each case: options of the op, and of `sizes`, `bias`, `initial` and `dtype` what isn't as usual."""
+    """By XLA. Each case: options of the op, and of `sizes`, `bias`, `initial` and `dtype` what isn't as usual."""
     gates, biases = {"rnn": (1, 1), "lstm": (4, 1), "gru": (3, 2)}[name]
     op, op_vjp = getattr(ops, name), getattr(ops, f"{name}_vjp")
 
@@ -342,7 +342,7 @@ def of_recurrent(name: str, functions: Sequence[Any], *cases: dict[str, Any]) ->
         def called(f: Any, *args: jax.Array) -> Any:
             weights, state = args[: len(args) - len(states)], args[len(args) - len(states) :]
             initial = None if not state else state if name == "lstm" else state[0]
-            return f(*weights, *missing, initial, **options)
+            return f(*weights, *missing, initial, **options, implementation="xla")
 
         def like(outputs: Any) -> Any:
             return jax.tree.map(lambda y: draw(*y.shape, seed=9, dtype=y.dtype), outputs)
@@ -363,7 +363,8 @@ def of_recurrent(name: str, functions: Sequence[Any], *cases: dict[str, Any]) ->
 def of_rnn() -> Target:
     """The loop, too, and what comes after it."""
     op, loop = module("ops.rnn"), module("ops.recurrence")
-    functions = [op.backward, op._pullback, loop.backward, (loop.backward, "step"), loop.summed, loop.recurrent]
+    functions = [op.backward, op._pullback, loop.backward, loop.recurrent]
+    functions += [loop._scan_backward, (loop._scan_backward, "step")]
     lengths = jnp.asarray([2, 1])
     return of_recurrent(
         "rnn",
