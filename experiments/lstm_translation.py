@@ -25,7 +25,7 @@ class Config(cli.RunOptions):
     """
 
     data: str = option("", "Folder of Multi30K's files, or of multi30k/ with them; by default $JAXNET_DATA.")
-    smoke: bool = option(False, "Try everything in seconds, on numerals: twenty-one is einundzwanzig.")
+    smoke: bool = option(False, "Try everything in seconds, on numerals: sixty is sechzig.")
     translate: str = option("", "A sentence to translate; with --resume nothing else is done.", free=True)
     vocabulary: int = option(4000, "Tokens of each language: characters and frequent parts of words.", POSITIVE)
     features: int = option(256, "Features of each token.", POSITIVE)
