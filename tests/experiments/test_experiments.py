@@ -17,7 +17,7 @@ from jaxnet import train
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 EXPERIMENTS = sorted(path.stem for path in FOLDER.glob("*.py"))
-EVERY_DAY = ["autoencoder_anomaly", "convolutional_mnist"]  # whose smoke runs `make test` makes, .ci/run all
+EVERY_DAY = ["autoencoder_anomaly", "convolutional_mnist"]  # whose processes `make test` starts, .ci/run all
 WITHOUT_FILES = ["feedforward_cancer", "feedforward_digits", "feedforward_regression"]
 
 pytestmark = pytest.mark.slow
@@ -51,7 +51,9 @@ def of_cache(cwd):
     return sorted(path.name for path in (cwd / "cache").iterdir() if path.name.endswith("-cache"))
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in EVERY_DAY else pytest.mark.long) for name in EXPERIMENTS]
+)
 def test_help_has_every_option_with_its_default(run, name):
     done = run(name, "--help")
     assert (done.returncode, done.stderr) == (0, "")

@@ -20,6 +20,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NETWORKS)
 def test_vjp_equals_autodiff_of_apply_in_training(x64, name):
     net, x, shape = NETWORKS[name]
@@ -63,6 +64,7 @@ def test_the_mean_is_over_the_lengths_and_nothing_of_nothing():
     np.testing.assert_allclose(found, jnp.stack([y[0, :2].mean(0), jnp.zeros(2)]), atol=1e-6)
 
 
+@pytest.mark.long
 def test_guessing_is_learnt_and_its_encoder_serves_the_classifier():
     # Each sentence is one word throughout: a masked word is what the others are, and so is the class.
     word = jax.random.randint(jax.random.key(1), (32, 1), 1, 5)

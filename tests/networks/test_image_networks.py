@@ -54,6 +54,7 @@ def test_the_law(name):
     assert report.ok, report
 
 
+@pytest.mark.long
 @each
 def test_vjp_equals_autodiff_of_apply_in_training(x64, name):
     net, x = NETWORKS[name]
