@@ -1,9 +1,6 @@
 """The compiled AdamW step: instruction sets, threads, buffers, devices."""
 
 import hashlib
-import os
-import re
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from processes import child, importing, needs, output
 
 from jaxnet.train.optimizer import adamw
 
@@ -29,24 +27,11 @@ def three_steps():
     return params, state.mu, state.nu
 
 
-def run(code, **environment):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | environment
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
-
-
-def output(code, **environment):
-    done = run(code, **environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 SAVE = f"""
-import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
-import jax, numpy, test_adamw_cpu
+{importing(__file__)}
+import jax, numpy
 from jaxnet.kernels import ffi
-numpy.savez(PATH, *jax.tree.leaves(test_adamw_cpu.three_steps()))
+numpy.savez(PATH, *jax.tree.leaves(t.three_steps()))
 print(ffi.isa())
 """
 
@@ -57,16 +42,10 @@ def saved(path, **environment):
         return printed.strip(), [arrays[name] for name in arrays]
 
 
-def supported():
-    error = run("from jaxnet.kernels import ffi", JAXNET_ISA="none of them").stderr
-    return re.findall(r"this CPU supports \((.*)\)", error)[-1].split(", ")
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(isa, tmp_path):
-    if isa not in supported():
-        pytest.skip(f"this CPU doesn't run {isa} code")
+    needs(isa)
     used, found = saved(tmp_path / "out.npz", JAXNET_ISA=isa)
     assert used == isa
     # Three steps each (5 t + 8) eps apart, see tests/train/test_optimizer.py; weights and updates are below 8.
@@ -76,7 +55,7 @@ def test_every_instruction_set(isa, tmp_path):
 
 
 def test_instruction_set_unknown():
-    done = run("from jaxnet.kernels import ffi", JAXNET_ISA="sse9")
+    done = child("from jaxnet.kernels import ffi", JAXNET_ISA="sse9")
     assert done.returncode != 0
     assert "JAXNET_ISA must be one of" in done.stderr
     assert "got 'sse9'" in done.stderr

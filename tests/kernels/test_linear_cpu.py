@@ -2,15 +2,13 @@
 
 import hashlib
 import os
-import re
-import subprocess
-import sys
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from processes import child, importing, needs, output
 
 from jaxnet import activations
 from jaxnet.kernels.linear import cpu
@@ -321,28 +319,13 @@ def test_a_second_call_does_not_recompile():
 # --------------------------------------------------------------------- instruction sets, threads, devices
 
 
-def child(code, **environment):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | environment
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
-
-
-def output(code, **environment):
-    done = child(code, **environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-HERE = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import test_linear_cpu as t; "
+HERE = importing(__file__)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(isa):
-    supported = re.findall(r"this CPU supports \((.*)\)", child(HERE, JAXNET_ISA="none of them").stderr)
-    if isa not in supported[-1].split(", "):
-        pytest.skip(f"this CPU doesn't run {isa} code")
+    needs(isa)
     code = HERE + "import numpy as np; from jaxnet.kernels import ffi; "
     code += "[t.test_sizes(kind, d) for kind in t.KINDS "
     code += "for d in (np.float32, np.float64)]; print(ffi.isa())"

@@ -3,14 +3,13 @@
 import hashlib
 import os
 import re
-import subprocess
-import sys
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from processes import importing, needs, output
 
 from jaxnet import losses, networks, ops, train
 from jaxnet.kernels.lstm import cpu as lstm_kernel
@@ -251,28 +250,13 @@ def test_what_is_only_for_a_backward_pass_is_not_written_without():
 # ------------------------------------------------------------------- instruction sets, threads, devices
 
 
-def child(code, **environment):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | environment
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
-
-
-def output(code, **environment):
-    done = child(code, **environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-HERE = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import test_recurrent_cpu as t; "
+HERE = importing(__file__)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(isa):
-    supported = re.findall(r"this CPU supports \((.*)\)", child(HERE, JAXNET_ISA="none of them").stderr)
-    if isa not in supported[-1].split(", "):
-        pytest.skip(f"this CPU doesn't run {isa} code")
+    needs(isa)
     code = HERE + "from jaxnet.kernels import ffi; t.test_sizes('lstm', 'float32'); "
     code += "[t.check_options(n, 'float32') for n in t.CELLS]; "
     code += "[t.test_tanh_and_sigmoid_to_two_units_in_the_last_place(*d) "
