@@ -1,8 +1,6 @@
 """A chatbot: an LSTM that has read dialogues and replies in them, to talk with in the terminal."""
 
 import re
-from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -272,33 +270,6 @@ def perplexity(p: np.ndarray) -> float:
     return float(np.exp(-np.log(p).mean()))
 
 
-def ngrams(order: int, known: Pairs, heard: Pairs, vocabulary: int) -> np.ndarray:
-    """p of each token of the replies heard, given the order − 1 tokens h before it.
-
-        p(t | h) = (c(h t) + n(h) p(t | h')) / (c(h) + n(h))
-
-    c counts, n(h) is how many different tokens follow, h' is h without its first one. (Witten and Bell, 1991).
-    """
-    p = np.full(len(heard.tokens()), 1 / vocabulary)
-    for n in range(1, order + 1):
-        counts = Counter(grams(known, n))
-        history: Counter[tuple[int, ...]] = Counter()
-        for gram, times in counts.items():
-            history[gram[:-1]] += times
-        followers = Counter(gram[:-1] for gram in counts)
-        found = [(counts[gram], history[gram[:-1]], followers[gram[:-1]]) for gram in grams(heard, n)]
-        c, c_h, n_h = np.array(found).T
-        p = np.where(c_h > 0, (c + n_h * p) / np.maximum(c_h + n_h, 1), p)
-    return p
-
-
-def grams(pairs: Pairs, n: int) -> Iterator[tuple[int, ...]]:
-    """Each token of the replies, with the n − 1 before it."""
-    for ids in pairs.targets:
-        filled = (BEGINNING,) * (n - 1) + tuple(ids.tolist())
-        yield from (filled[i : i + n] for i in range(len(ids)))
-
-
 class Retrieval:
     """The replies to what is nearest: by the cosine of words and pairs of words, the rare ones counting more."""
 
@@ -352,8 +323,11 @@ class Retrieval:
 def baselines(retrieval: Retrieval, known: Pairs, validation: Pairs, test: Pairs) -> dict[str, float]:
     """Perplexities of the test. The validation chooses how many replies are mixed in, and with what weight."""
     found, retrieved = {}, [retrieval.chances(part) for part in (validation, test)]
+    # Replies one after the other: the token before one is the END of another.
+    model = data.NGrams(known.tokens(), retrieval.tokens.shape[1], 3)
+    ngrams = [np.exp(model.log_probabilities(part.tokens())) for part in (validation, test)]
     for order, name in {1: "unigrams", 3: "trigrams"}.items():
-        alone = [ngrams(order, known, part, retrieval.tokens.shape[1]) for part in (validation, test)]
+        alone = [p[order - 1] for p in ngrams]
         found[name] = perplexity(alone[1])
 
         def mixed(part: int, k: int, w: float, alone: list[np.ndarray] = alone) -> float:
@@ -496,7 +470,7 @@ def report(config, folder, bot, texts, amounts, perplexities, found, retrieval, 
         "exp of the mean of −ln p; the end of a reply is one of its tokens. The network knows all that was said "
         "before; the others the last utterance, or nothing but the reply so far. Retrieved replies are those to "
         "what is nearest by the cosine of TF-IDF vectors of words and pairs of words; a token's p is its share in "
-        "them, by how near they are, mixed with that of the n-grams (smoothing of Witten and Bell). Their number "
+        "them, by how near they are, mixed with that of the n-grams (Kneser-Ney). Their number "
         "and weight are the best on the validation.",
     )
     page.table(

@@ -1,8 +1,7 @@
-"""The chatbot's own arithmetic: texts as one types them, n-grams, retrieved replies, the choice of one."""
+"""The chatbot's own arithmetic: texts as one types them, retrieved replies, the choice of one."""
 
 import importlib.util
 import sys
-from collections import Counter
 from pathlib import Path
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnet import networks
+from jaxnet import data, networks
 
 PATH = Path(__file__).parents[2] / "experiments" / "lstm_chatbot.py"
 
@@ -96,25 +95,15 @@ def test_the_likelihood_of_a_reply_is_the_product_of_its_tokens(chatbot):
     assert chatbot.perplexity_of(net, params, some, 1) == pytest.approx(np.exp(-sum(expected) / 3), rel=1e-5)
 
 
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_ngrams_are_probabilities(chatbot, known, order):
-    """After each history all tokens have 1 in sum; those seen have more than those that aren't."""
-    for history in ([4], [4, 5], [7], [9, 9]):
-        p = [
-            chatbot.ngrams(order, known, known._replace(targets=[np.array([*history, t])]), 10)[-1]
-            for t in range(10)
-        ]
-        np.testing.assert_allclose(sum(p), 1)
-    ids = [[4, t] for t in (5, 6, 7)]
-    seen, too, never = (chatbot.ngrams(order, known, known._replace(targets=[np.array(i)]), 10)[-1] for i in ids)
-    assert seen == too
-    assert (seen > never) == (order > 1)
-
-
-def test_unigrams_by_hand(chatbot, known):
-    counts = Counter([4, 5, 2, 4, 6, 2, 7, 2])
-    expected = [(counts[t] + len(counts) / 10) / (8 + len(counts)) for t in known.tokens()]
-    np.testing.assert_allclose(chatbot.ngrams(1, known, known, 10), expected)
+def test_baselines_are_mixtures_no_worse_than_the_ngrams_alone(chatbot, known):
+    retrieval = chatbot.Retrieval(known, 10)
+    found = chatbot.baselines(retrieval, known, known, known)
+    alone = data.NGrams(known.tokens(), 10, 3).log_probabilities(known.tokens())
+    assert found["unigrams"] == pytest.approx(np.exp(-alone[0].mean()))
+    assert found["trigrams"] == pytest.approx(np.exp(-alone[2].mean()))
+    mixed = [name for name in found if "retrieved" in name]
+    assert [name.split(",")[0] for name in mixed] == ["unigrams", "trigrams"]
+    assert all(found[name] < found[name.split(",")[0]] for name in mixed)
     assert chatbot.perplexity(np.array([0.5, 0.125])) == pytest.approx(4)
 
 
