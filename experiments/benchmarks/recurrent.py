@@ -67,9 +67,12 @@ def in_jaxnet(
 ) -> Contender:
     gates, op, *_ = CELLS[name]
     weights = [draw(n, gates * hidden, seed=n, scale=hidden**-0.5) for n in (shape[-1], hidden)]
-    function = lambda x, *weights: op(x, *weights)[0]  # noqa: E731
+
+    def outputs(x: jax.Array, *weights: jax.Array) -> jax.Array:
+        return op(x, *weights)[0]
+
     with using(implementation):
-        return in_jax(function, (draw(*shape), *weights, draw(gates * hidden)), (*shape[:2], hidden), backward)
+        return in_jax(outputs, (draw(*shape), *weights, draw(gates * hidden)), (*shape[:2], hidden), backward)
 
 
 def in_flax(name: str, shape: tuple[int, ...], hidden: int, backward: bool) -> Contender:
