@@ -262,7 +262,7 @@ def path(function: Any) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(TARGETS)}")
-    parser.add_argument("--sample", type=int, help="mutants of each, drawn evenly from the kinds of mistake")
+    parser.add_argument("--sample", type=int, help="so many of each that count, drawn evenly from the kinds of mistake")
     parser.add_argument("--of", type=int, help="so many targets; the next seed takes the next ones")
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
     parser.add_argument("--equivalent", action="store_true", help="list the equivalent mutants too")

@@ -30,7 +30,7 @@ from jaxnet.verify.report import Report
 from jaxnet.verify.roads import brief
 from jaxnet.verify.trials import Gradients, Trial, difference, trial
 
-Progress = Callable[[int, int], None]  # mutants done, mutants in all
+Progress = Callable[[int, int], None]  # mutants that count, of how many
 
 _DRAWS = range(12)  # each of the six ways to draw arguments twice, with other cotangents
 
@@ -52,9 +52,10 @@ def run(
         cases: for each case the arguments, a tuple as for `check_gradients(fn, *args)`.
         options: of `check_gradients`, the same for all cases.
         rules: the functions to mutate; None takes those that `fn` reaches (`rules_of`).
-        sample: try only so many mutants, drawn evenly from the kinds of mistake; None tries all.
+        sample: stop when so many mutants are killed or survive, drawn evenly from the kinds of mistake; None
+            tries all. One that is equivalent or invalid says nothing about the check: another takes its place.
         seed: of the sample.
-        progress: called with the numbers of mutants done and in all.
+        progress: called with the numbers of mutants that count and that are asked for.
 
     Raises:
         ValueError: no rule is found or runs, or a check doesn't pass on `fn` as it is.
@@ -136,16 +137,18 @@ def mutate(
         if not every:
             names = ", ".join(target.name for target in targets)
             raise ValueError(f"mutation finds nothing to change in {names}.")
-        chosen = _sampled(every, sample, seed)
-        fates = []
-        for target, mutation in chosen:
-            fates.append(_fate(target, mutation, trials, right))
+        fates: dict[int, Mutant] = {}
+        for i in range(len(every)) if sample is None else _in_turns(every, seed):
+            fates[i] = _fate(*every[i], trials, right)
+            done = len(fates) if sample is None else sum(fate.decided for fate in fates.values())
             if progress is not None:
-                progress(len(fates), len(chosen))
+                progress(done, sample or len(every))
+            if done == sample:
+                break
     remarks = tuple(f"{name} is run by no check and was left alone" for name in idle)
     seconds = time.perf_counter() - began
     title = title or ", ".join(target.name for target in targets)
-    return MutationReport(title, tuple(fates), len(every), remarks, seconds)
+    return MutationReport(title, tuple(fates[i] for i in sorted(fates)), len(every), remarks, seconds)
 
 
 class _Target(NamedTuple):
@@ -251,13 +254,9 @@ def _compared(trials: Sequence[Trial], right: list[Gradients], detail: str) -> t
     return "equivalent", f"{detail}its gradients differ by at most {worst:.1g} at {len(_DRAWS)} draws a case"
 
 
-def _sampled(
-    every: list[tuple[_Target, Mutation]], sample: int | None, seed: int
-) -> list[tuple[_Target, Mutation]]:
-    """As many of each operator as there are, in turns, until there are enough; in the order of the source."""
-    if sample is None or sample >= len(every):
-        return every
-    order = np.random.default_rng(seed).permutation(len(every))
+def _in_turns(every: list[tuple[_Target, Mutation]], seed: int) -> list[int]:
+    """Their places shuffled, then one of each operator after another."""
     turns: dict[str, Iterator[int]] = {}
-    turn = {int(i): next(turns.setdefault(every[i][1].operator, itertools.count())) for i in order}
-    return [every[i] for i in sorted(sorted(turn, key=lambda i: turn[i])[:sample])]
+    order = np.random.default_rng(seed).permutation(len(every)).tolist()
+    turn = {i: next(turns.setdefault(every[i][1].operator, itertools.count())) for i in order}
+    return sorted(order, key=turn.__getitem__)

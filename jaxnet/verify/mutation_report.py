@@ -35,6 +35,11 @@ class Mutant:
     detail: str
     seconds: float
 
+    @property
+    def decided(self) -> bool:
+        """Whether it says something about the check: it is wrong, and was found or not."""
+        return self.state in ("killed", "survived")
+
     def __str__(self) -> str:
         """One line."""
         return f"{self.state}: {self.file}:{self.line}: {self.function}, {self.change}: {self.detail}"

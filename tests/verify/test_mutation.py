@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import itertools
 import json
 import pkgutil
 import subprocess
@@ -315,17 +316,29 @@ def test_a_check_that_fails_on_the_right_function_or_never_runs_it():
 
 
 def test_the_sample_is_the_same_for_a_seed_and_has_every_kind():
-    trials = [Trial(lambda: affine_backward(np.ones((3, 4, 4)), ARGS[0]) and None, lambda seeds: [[]])]
+    calls = itertools.count()  # no gradient is like another: what the check lets pass survives
+    blind = Trial(
+        lambda: affine_backward(np.ones((3, 4, 4)), ARGS[0]) and None, lambda seeds: [[np.array(next(calls))]]
+    )
     seen = []
     first, again, other = (
-        mutate.mutate([affine_backward], trials, sample=9, seed=seed, progress=lambda *n: seen.append(n))
+        mutate.mutate([affine_backward], [blind], sample=9, seed=seed, progress=lambda *n: seen.append(n))
         for seed in (0, 0, 1)
     )
     changes = [[mutant.change for mutant in report.mutants] for report in (first, again, other)]
     assert changes[0] == changes[1] != changes[2]
     assert [mutant.line for mutant in first.mutants] == sorted(mutant.line for mutant in first.mutants)
     assert len({change.split(":")[0] for change in changes[0]}) >= 8
-    assert seen == [(n, 9) for n in range(1, 10)] * 3
+    assert {of for _, of in seen} == {9}
+    assert {n for n, _ in seen} - {0} == set(range(1, 10))
+    assert all(sum(mutant.decided for mutant in report.mutants) == 9 for report in (first, again, other))
+
+
+def test_a_sample_goes_on_past_what_says_nothing():
+    equal = Trial(lambda: affine_backward(np.ones((3, 4, 4)), ARGS[0]) and None, lambda seeds: [[]])
+    report = mutate.mutate([affine_backward], [equal], sample=1)
+    assert len(report.mutants) == report.possible
+    assert report.state == "undecided"
 
 
 def test_a_layer_is_made_anew_for_each_mutant():
