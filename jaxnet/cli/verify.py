@@ -36,7 +36,9 @@ _PAGES = (".html", ".htm")
 @click.option(
     "--mutate", is_flag=True, help="Also put mistakes into the derivative rules: do the cases find them?"
 )
-@click.option("--sample", type=click.IntRange(1), help="With --mutate: stop at so many that are killed or survive.")
+@click.option(
+    "--sample", type=click.IntRange(1), help="With --mutate: stop at so many that are killed or survive."
+)
 @click.option("--json", metavar="PATH|-", help="Write the reports as JSON; - is the standard output.")
 @click.option(
     "--html", "pages", metavar="DIR|PATH", help="Write a page for each case; PATH.html for a single one."

@@ -39,6 +39,7 @@ def rnn(
     weight_init: str | Initializer | None = None,
     recurrent_init: str | Initializer = "orthogonal",
     bias_init: str | Initializer = "zeros",
+    remat: bool = False,
     implementation: str | None = None,
 ) -> Reader:
     """hₜ = f(xₜ W + b + hₜ₋₁ U) from h = 0: `ops.rnn` with parameters, one layer or several.
@@ -57,6 +58,7 @@ def rnn(
         weight_init: of W; None takes what suits the activation (`initializers.suited_to`).
         recurrent_init: of U.
         bias_init: of b. All three are names or functions of `layers.initializers`.
+        remat: whether the backward pass computes the gates again; see `ops.rnn`.
         implementation: see `jaxnet.ops.dispatch`.
 
     x is (B, T, I), or a pair of that and lengths (B,).
@@ -78,7 +80,7 @@ def rnn(
     inits = _inits(
         initializers.suited_to(activation) if weight_init is None else weight_init, recurrent_init, bias_init
     )
-    options: dict[str, Any] = {"activation": activation, "implementation": implementation}
+    options: dict[str, Any] = {"activation": activation, "remat": remat, "implementation": implementation}
     operation = _Operation("rnn", ops.rnn, ops.rnn_vjp, 1, ("bias",) if bias else (), inits, options)
     return _layer(operation, features, _Shape(layers, bidirectional, reverse, output, dropout_rate))
 
@@ -96,6 +98,7 @@ def lstm(
     weight_init: str | Initializer = "glorot_uniform",
     recurrent_init: str | Initializer = "orthogonal",
     bias_init: str | Initializer = "zeros",
+    remat: bool = False,
     implementation: str | None = None,
 ) -> Reader:
     """cₜ = f cₜ₋₁ + i g,  hₜ = o tanh cₜ from h = c = 0: `ops.lstm` with parameters, one layer or several.
@@ -113,6 +116,7 @@ def lstm(
         weight_init: of W, gate by gate.
         recurrent_init: of U, gate by gate.
         bias_init: of b.
+        remat: whether the backward pass computes the gates again; see `ops.lstm`.
         implementation: see `jaxnet.ops.dispatch`.
 
     `params` is as in `layers.rnn`; the gates lie in the order i, f, g, o.
@@ -126,7 +130,7 @@ def lstm(
         (64, 128)
     """
     inits = _inits(weight_init, recurrent_init, bias_init)
-    options: dict[str, Any] = {"implementation": implementation}
+    options: dict[str, Any] = {"remat": remat, "implementation": implementation}
     operation = _Operation(
         "lstm", ops.lstm, ops.lstm_vjp, 4, ("bias",) if bias else (), inits, options, forget_bias
     )
@@ -146,6 +150,7 @@ def gru(
     weight_init: str | Initializer = "glorot_uniform",
     recurrent_init: str | Initializer = "orthogonal",
     bias_init: str | Initializer = "zeros",
+    remat: bool = False,
     implementation: str | None = None,
 ) -> Reader:
     """hₜ = (1 − z) n + z hₜ₋₁ from h = 0: `ops.gru` with parameters, one layer or several.
@@ -162,6 +167,7 @@ def gru(
         weight_init: of W, gate by gate.
         recurrent_init: of U, gate by gate.
         bias_init: of b and d.
+        remat: whether the backward pass computes the gates again; see `ops.gru`.
         implementation: see `jaxnet.ops.dispatch`.
 
     `params` is as in `layers.rnn`, with d as "recurrent_bias"; the gates lie in the order r, z, n.
@@ -171,7 +177,7 @@ def gru(
     """
     inits = _inits(weight_init, recurrent_init, bias_init)
     biases = () if not bias else ("bias", "recurrent_bias") if reset_after else ("bias",)
-    options: dict[str, Any] = {"reset_after": reset_after, "implementation": implementation}
+    options: dict[str, Any] = {"reset_after": reset_after, "remat": remat, "implementation": implementation}
     operation = _Operation("gru", ops.gru, ops.gru_vjp, 3, biases, inits, options)
     return _layer(operation, features, _Shape(layers, bidirectional, reverse, output, dropout_rate))
 

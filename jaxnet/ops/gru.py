@@ -33,7 +33,7 @@ from jaxnet import activations
 from jaxnet.kernels.gru import cpu
 from jaxnet.ops import recurrence
 from jaxnet.ops.gradients import like
-from jaxnet.ops.recurrence import Cell, Weights
+from jaxnet.ops.recurrence import Cell, Loop, Weights
 from jaxnet.ops.sequences import check, one_step
 
 
@@ -48,6 +48,7 @@ def gru(
     reset_after: bool = True,
     reverse: bool = False,
     lengths: Integer[Array, " B"] | None = None,
+    remat: bool = False,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "B T H"], Float[Array, "B H"]]:
     """hₜ = (1 − z) n + z hₜ₋₁, in at least float32; y and the final h are rounded once to the dtype of x.
@@ -65,6 +66,8 @@ def gru(
         reset_after: whether r multiplies hₜ₋₁ Un + d, or hₜ₋₁ itself.
         reverse: whether the steps are gone through from the last to the first. y stays in the order of x.
         lengths: how many steps of each sequence count, 0 to T; after them y is 0 and h stays as it is. None is T.
+        remat: whether the backward pass computes the gates again, of all steps at once: B T 4 H numbers less are
+            kept, and the products are computed twice.
         implementation: see `jaxnet.ops.dispatch`.
 
     Returns:
@@ -83,7 +86,8 @@ def gru(
     https://arxiv.org/abs/1406.1078
     """
     cell, weights = _check(x, weight, recurrent_weight, bias, recurrent_bias, initial, lengths, reset_after)
-    return recurrence.run("gru", implementation, cell, reverse, x, weights, initial, lengths)
+    loop = Loop("gru", cell, reverse, implementation, remat)
+    return recurrence.run(loop, x, weights, initial, lengths)
 
 
 def gru_vjp(
@@ -97,11 +101,13 @@ def gru_vjp(
     reset_after: bool = True,
     reverse: bool = False,
     lengths: Integer[Array, " B"] | None = None,
+    remat: bool = False,
     implementation: str | None = None,
 ) -> tuple[tuple[Float[Array, "B T H"], Float[Array, "B H"]], Partial]:
     """Returns (y, h) and its pullback (dy, dh) ↦ (dx, dW, dU, db, dd, dinitial); arguments as in `gru`."""
     cell, weights = _check(x, weight, recurrent_weight, bias, recurrent_bias, initial, lengths, reset_after)
-    outputs, pullback = recurrence.run_vjp("gru", implementation, cell, reverse, x, weights, initial, lengths)
+    loop = Loop("gru", cell, reverse, implementation, remat)
+    outputs, pullback = recurrence.run_vjp(loop, x, weights, initial, lengths)
     return outputs, Partial(_pullback, pullback)
 
 
@@ -149,7 +155,7 @@ def after_forward(weights: Weights, a: Array, h: Array) -> tuple[Array, tuple[Ar
     """One step: n = tanh(aₙ + r ⊙ u),  h′ = (1 − z) n + z h."""
     v, d = jnp.split(h @ weights.recurrent_weight, 3, -1), weights.recurrent_bias
     ar, az, an = jnp.split(a, 3, -1)
-    u = v[2] if d is None else v[2] + d[None]
+    u = v[2] if d is None else v[2] + jnp.broadcast_to(d, v[2].shape)
     r, z = activations.sigmoid(ar + v[0]), activations.sigmoid(az + v[1])
     n = activations.tanh(an + r * u)
     return (1 - z) * n + z * h, (jnp.concatenate([r, z, n], -1), u)

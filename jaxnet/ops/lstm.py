@@ -24,7 +24,7 @@ from jaxtyping import Float, Integer
 from jaxnet import activations
 from jaxnet.kernels.lstm import cpu
 from jaxnet.ops import recurrence
-from jaxnet.ops.recurrence import Cell, State, Weights
+from jaxnet.ops.recurrence import Cell, Loop, State, Weights
 from jaxnet.ops.sequences import check, one_step
 
 Pair = tuple[Float[Array, "B H"], Float[Array, "B H"]]
@@ -40,6 +40,7 @@ def lstm(
     *,
     reverse: bool = False,
     lengths: Integer[Array, " B"] | None = None,
+    remat: bool = False,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "B T H"], Pair]:
     """cₜ = f cₜ₋₁ + i g,  hₜ = o tanh cₜ, in at least float32; y and the final (h, c) are rounded once.
@@ -55,6 +56,8 @@ def lstm(
         reverse: whether the steps are gone through from the last to the first. y stays in the order of x.
         lengths: how many steps of each sequence count, 0 to T; after them y is 0 and (h, c) stays as it is.
             None is T.
+        remat: whether the backward pass computes the gates again, of all steps at once: B T 4 H numbers less are
+            kept, and the products are computed twice.
         implementation: see `jaxnet.ops.dispatch`.
 
     Returns:
@@ -73,7 +76,8 @@ def lstm(
     and Cummins, Learning to Forget, 2000
     """
     weights = _check(x, weight, recurrent_weight, bias, initial, lengths)
-    return recurrence.run("lstm", implementation, _CELL, reverse, x, weights, initial, lengths)
+    loop = Loop("lstm", _CELL, reverse, implementation, remat)
+    return recurrence.run(loop, x, weights, initial, lengths)
 
 
 def lstm_vjp(
@@ -85,11 +89,13 @@ def lstm_vjp(
     *,
     reverse: bool = False,
     lengths: Integer[Array, " B"] | None = None,
+    remat: bool = False,
     implementation: str | None = None,
 ) -> tuple[tuple[Float[Array, "B T H"], Pair], Partial]:
     """Returns (y, (h, c)) and its pullback (dy, (dh, dc)) ↦ (dx, dW, dU, db, dinitial); arguments as in `lstm`."""
     weights = _check(x, weight, recurrent_weight, bias, initial, lengths)
-    outputs, pullback = recurrence.run_vjp("lstm", implementation, _CELL, reverse, x, weights, initial, lengths)
+    loop = Loop("lstm", _CELL, reverse, implementation, remat)
+    outputs, pullback = recurrence.run_vjp(loop, x, weights, initial, lengths)
     return outputs, Partial(_pullback, pullback)
 
 

@@ -13,6 +13,9 @@ Backwards only ds goes through the loop. The gradients of all weights are produc
 
 Past the length of a sequence nothing happens: sₜ = sₜ₋₁, yₜ = 0, daₜ = 0, and x isn't read. So a sequence that is
 gone through from its end begins with its last element, wherever the padding ends.
+
+Of each step the states before it are kept, and what else its derivative needs: the gates. With `remat` those are
+computed again, of all steps at once: sₜ₋₁ being known, nothing has to wait for the step before.
 """
 
 from collections.abc import Callable
@@ -45,7 +48,7 @@ class Cell(NamedTuple):
     """One step of time, of whole batches, in the dtype of the sums; `kept` is what its derivative needs.
 
     ============  ====================================================================================
-    `forward`     `forward(weights, a, before) → (after, kept)`
+    `forward`     `forward(weights, a, before) → (after, kept)`, of one step or, with an axis more, of many
     `backward`    `backward(weights, before, kept, dafter) → (da, dv, dbefore)`; dv, the gradient of what
                   hₜ₋₁ is multiplied to, is None if it is da
     `recurrent`   `recurrent(products, weights, h, kept, dv) → (dU, drecurrent_bias)`, of all steps;
@@ -69,6 +72,7 @@ class Loop(NamedTuple):
     cell: Cell
     reverse: bool
     implementation: str | None
+    remat: bool = False  # whether what the cell keeps is computed again
     keep: bool = True  # whether a backward pass will come
 
 
@@ -83,16 +87,14 @@ class Residuals(NamedTuple):
     kept: Any
 
 
-def run(op: str, implementation: str | None, cell: Cell, reverse: bool, *args: Any) -> tuple[Array, State]:
+def run(loop: Loop, *args: Any) -> tuple[Array, State]:
     """Returns y (B, T, H) and the final state; `args` are x, the weights, the initial state and the lengths."""
-    return _recurrent(Loop(op, cell, reverse, dispatch.name(implementation)), *args)
+    return _recurrent(_named(loop), *args)
 
 
-def run_vjp(
-    op: str, implementation: str | None, cell: Cell, reverse: bool, *args: Any
-) -> tuple[tuple[Array, State], Partial]:
+def run_vjp(loop: Loop, *args: Any) -> tuple[tuple[Array, State], Partial]:
     """Returns what `run` does, and the pullback (dy, dfinal) ↦ (dx, dweights, dinitial, None)."""
-    loop = Loop(op, cell, reverse, dispatch.name(implementation))
+    loop = _named(loop)
     outputs, residuals = forward(loop, *args)
     return outputs, Partial(partial(backward, loop), residuals)
 
@@ -114,12 +116,11 @@ def forward(
     loop: Loop, x: Array, weights: Weights, initial: State | None, lengths: Array | None
 ) -> tuple[tuple[Array, State], Residuals]:
     """aₜ = xₜ W + b,  sₜ = cell(aₜ, sₜ₋₁),  yₜ = hₜ."""
-    here = _within(lengths, x.shape[1])
-    a = linear.sums(_read(x, here), weights.weight, weights.bias, implementation=_products(loop, x))
+    a = _summands(loop, x, weights, lengths)
     first = jax.tree.map(partial(_carried, x), start(loop.cell, x, weights) if initial is None else initial)
     outputs, before, kept = _forward(loop, _widened(weights, x), a, first, lengths)
     outputs = jax.tree.map(lambda s: s.astype(x.dtype), outputs)
-    return outputs, Residuals(x, weights, initial, lengths, before, kept)
+    return outputs, Residuals(x, weights, initial, lengths, before, None if loop.remat else kept)
 
 
 def backward(
@@ -128,6 +129,8 @@ def backward(
     """daₜ, dsₜ₋₁ = cell′(dsₜ + dyₜ);  dx = da Wᵀ,  dW = Σ xₜᵀ daₜ,  db = Σ daₜ."""
     x, weights, initial, lengths, before, kept = residuals
     cotangents = jax.tree.map(partial(_carried, x), cotangents)
+    if loop.remat:
+        kept = loop.cell.forward(_widened(weights, x), _summands(loop, x, weights, lengths), before)[1]
     da, dv, dinitial = _backward(loop, _widened(weights, x), before, kept, cotangents, lengths)
     name = _products(loop, x)
     affine = linear.Residuals(_read(x, _within(lengths, x.shape[1])), weights.weight, weights.bias, None)
@@ -138,6 +141,16 @@ def backward(
     )
     dinitial = None if initial is None else jax.tree.map(like, dinitial, initial)
     return jnp.swapaxes(dx, 0, 1), Weights(dweight, dother, dbias, drecurrent_bias), dinitial, None
+
+
+def _summands(loop: Loop, x: Array, weights: Weights, lengths: Array | None) -> Array:
+    """aₜ = xₜ W + b, (T, B, K)."""
+    x = _read(x, _within(lengths, x.shape[1]))
+    return linear.sums(x, weights.weight, weights.bias, implementation=_products(loop, x))
+
+
+def _named(loop: Loop) -> Loop:
+    return loop._replace(implementation=dispatch.name(loop.implementation))
 
 
 def _forward(loop: Loop, *args: Any) -> tuple[tuple[Array, State], State, Any]:

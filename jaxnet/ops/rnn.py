@@ -22,7 +22,7 @@ from jaxtyping import Float, Integer
 from jaxnet import activations
 from jaxnet.kernels.rnn import cpu
 from jaxnet.ops import recurrence
-from jaxnet.ops.recurrence import Cell, Weights
+from jaxnet.ops.recurrence import Cell, Loop, Weights
 from jaxnet.ops.sequences import check, one_step
 
 
@@ -36,6 +36,7 @@ def rnn(
     activation: str = "tanh",
     reverse: bool = False,
     lengths: Integer[Array, " B"] | None = None,
+    remat: bool = False,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "B T H"], Float[Array, "B H"]]:
     """hₜ = f(xₜ W + b + hₜ₋₁ U), in at least float32; y and the final h are rounded once to the dtype of x.
@@ -51,6 +52,8 @@ def rnn(
         activation: f, "tanh" or "relu".
         reverse: whether the steps are gone through from the last to the first. y stays in the order of x.
         lengths: how many steps of each sequence count, 0 to T; after them y is 0 and h stays as it is. None is T.
+        remat: whether the backward pass computes f(zₜ) again, of all steps at once: B T H numbers less are kept,
+            and the products are computed twice.
         implementation: see `jaxnet.ops.dispatch`.
 
     Returns:
@@ -68,7 +71,8 @@ def rnn(
     Reference: Elman, Finding Structure in Time, 1990
     """
     cell, weights = _check(x, weight, recurrent_weight, bias, initial, lengths, activation)
-    return recurrence.run("rnn", implementation, cell, reverse, x, weights, initial, lengths)
+    loop = Loop("rnn", cell, reverse, implementation, remat)
+    return recurrence.run(loop, x, weights, initial, lengths)
 
 
 def rnn_vjp(
@@ -81,11 +85,13 @@ def rnn_vjp(
     activation: str = "tanh",
     reverse: bool = False,
     lengths: Integer[Array, " B"] | None = None,
+    remat: bool = False,
     implementation: str | None = None,
 ) -> tuple[tuple[Float[Array, "B T H"], Float[Array, "B H"]], Partial]:
     """Returns (y, h) and its pullback (dy, dh) ↦ (dx, dW, dU, db, dinitial); arguments as in `rnn`."""
     cell, weights = _check(x, weight, recurrent_weight, bias, initial, lengths, activation)
-    outputs, pullback = recurrence.run_vjp("rnn", implementation, cell, reverse, x, weights, initial, lengths)
+    loop = Loop("rnn", cell, reverse, implementation, remat)
+    outputs, pullback = recurrence.run_vjp(loop, x, weights, initial, lengths)
     return outputs, Partial(_pullback, pullback)
 
 

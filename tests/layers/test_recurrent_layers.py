@@ -15,14 +15,14 @@ LENGTHS = jnp.asarray([2, 0, 3])
 LAYERS = {
     "rnn": (rnn(2), False, False),
     "rnn relu, the last, reverse": (rnn(2, activation="relu", output="last", reverse=True), True, False),
-    "rnn, both directions": (rnn(2, bidirectional=True, bias=False), True, False),
+    "rnn, both directions": (rnn(2, bidirectional=True, bias=False, remat=True), True, False),
     "lstm": (lstm(2, weight_init="he_normal"), True, False),
     "lstm, the last, stacked, both directions": (
-        lstm(2, layers=2, bidirectional=True, output="last", dropout_rate=0.3),
+        lstm(2, layers=2, bidirectional=True, output="last", dropout_rate=0.3, remat=True),
         True,
         True,
     ),
-    "gru": (gru(2, reset_after=False), False, False),
+    "gru": (gru(2, reset_after=False, remat=True), False, False),
     "gru, the last, stacked": (gru(2, layers=2, output="last", dropout_rate=0.4, bias_init="ones"), False, True),
     "a classifier": (layers.serial(gru(2, output="last"), layers.dense(3)), True, False),
 }

@@ -61,10 +61,10 @@ def close(found, expected, rtol=1e-9, atol=1e-11):
 # ------------------------------------------------------------------- link 1: backward against the reference
 
 
-def check_backward(name, args, reverse, lengths, implementation="xla"):
+def check_backward(name, args, reverse, lengths, implementation="xla", remat=False):
     op, _, _, reference, cell = CELLS[name]
     x, *weights, state = args
-    loop = recurrence.Loop(op, cell, reverse, implementation)
+    loop = recurrence.Loop(op, cell, reverse, implementation, remat)
     lengths = None if lengths is None else jnp.asarray(lengths)
     plain = partial(reference, reverse, lengths=lengths)
 
@@ -80,13 +80,32 @@ def check_backward(name, args, reverse, lengths, implementation="xla"):
 
 
 @pytest.mark.parametrize(
-    ("bias", "initial", "reverse", "lengths"),
-    [(True, True, False, None), (True, True, True, LENGTHS), (False, False, False, LENGTHS)],
+    ("bias", "initial", "reverse", "lengths", "remat"),
+    [
+        (True, True, False, None, False),
+        (True, True, True, LENGTHS, False),
+        (True, True, True, LENGTHS, True),
+        (False, False, False, LENGTHS, False),
+    ],
 )
 @pytest.mark.parametrize("implementation", ["xla", "cpu"])
 @each
-def test_backward(x64, name, implementation, bias, initial, reverse, lengths):
-    check_backward(name, arguments(name, bias=bias, initial=initial), reverse, lengths, implementation)
+def test_backward(x64, name, implementation, bias, initial, reverse, lengths, remat):
+    check_backward(name, arguments(name, bias=bias, initial=initial), reverse, lengths, implementation, remat)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "cpu"])
+@pytest.mark.parametrize(("name", "less"), [("relu", 3), ("lstm", 12), ("gru after", 12), ("gru before", 12)])
+def test_remat_keeps_the_states_alone(name, less, implementation):
+    """`less`: so many numbers of a row and step of H 3."""
+    args = arguments(name, (4, 5, 2, 3), dtype="float32")
+
+    def size(remat):
+        op_vjp = functions(name, implementation=implementation, remat=remat)[1]
+        pullback = jax.eval_shape(op_vjp, *args)[1]
+        return sum(leaf.size for leaf in jax.tree.leaves(pullback))
+
+    assert size(False) - size(True) == 4 * 5 * less
 
 
 @pytest.mark.parametrize(
@@ -198,8 +217,11 @@ def test_the_padding_is_not_read_and_gets_no_gradient(name):
 # ---------------------------------------------------------------------------------- link 5: transformations
 
 
-@pytest.mark.parametrize("name", ["relu", "lstm", "gru after", "gru before"])
-def test_second_order(x64, name):
+@pytest.mark.parametrize(
+    ("name", "remat"),
+    [("relu", False), ("lstm", False), ("lstm", True), ("gru after", False), ("gru before", False)],
+)
+def test_second_order(x64, name, remat):
     lengths, args = jnp.asarray(LENGTHS), arguments(name, initial=False)
     reference = CELLS[name][3]
     directions = random_like(args)
@@ -215,7 +237,7 @@ def test_second_order(x64, name):
     def plain(x, *rest):
         return reference(False, x, Weights(*rest[:-1]), None, lengths)
 
-    op = functions(name, lengths=lengths)[0]
+    op = functions(name, lengths=lengths, remat=remat)[0]
     several = tuple(range(len(args) - 1))
     second = jax.jit(jax.grad(partial(slope, op), several))
     close(second(*args), jax.jit(jax.grad(partial(slope, plain), several))(*args))
