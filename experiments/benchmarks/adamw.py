@@ -11,15 +11,12 @@ import numpy as np
 import optax
 import torch
 from rich.console import Console
-from timing import Contender, copy_rate, heading, measure, table
+from timing import Contender, heading, measure, table
 
+from jaxnet.cli.timing import memory_rate
+from jaxnet.cli.workloads import ADAMW, STREAMS
 from jaxnet.train import adamw
 
-WORKLOADS = {
-    "5 leaves of 1000 x 1000": [(1000, 1000)] * 5,
-    "60 small leaves": [(64, 64), (64,), (64, 256)] * 20,  # twenty small layers
-}
-STREAMS = 7  # each step reads g, m, v, w and writes m, v, w: it can't be faster than moving them
 LOOP = 20  # steps inside one lax.scan: what the step costs within a compiled program, without the call
 
 
@@ -74,10 +71,11 @@ def main() -> None:
 
     console = Console()
     heading(console, "optax")
-    for workload, shapes in WORKLOADS.items():
+    bandwidth = memory_rate()
+    for workload, shapes in ADAMW.items():
         times = measure(contenders(shapes), args.rounds, args.repeats)
         megabytes = STREAMS * 4 * sum(int(np.prod(s)) for s in shapes) / 1e6
-        title = f"{workload}: {megabytes:.1f} MB a step, {megabytes / copy_rate():.2f} ms at the rate of a copy"
+        title = f"{workload}: {megabytes:.1f} MB a step, {megabytes / bandwidth:.2f} ms at the memory's rate"
         table(console, title, times, ["optax", "PyTorch, fused"])
 
 

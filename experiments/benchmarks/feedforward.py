@@ -18,8 +18,10 @@ from rich.console import Console
 from timing import Contender, gemm_rate, heading, measure, table
 
 from jaxnet import losses, networks, train
+from jaxnet.cli.workloads import BATCH
+from jaxnet.cli.workloads import FEEDFORWARD as SIZES
 
-SIZES, BATCH, LOOP = (784, 512, 512, 10), 128, 20
+LOOP = 20
 
 
 def main() -> None:

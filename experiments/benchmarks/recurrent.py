@@ -20,8 +20,8 @@ from rich.console import Console
 from timing import Contender, gemm_rate, heading, measure, table
 
 from jaxnet import ops, using
+from jaxnet.cli.workloads import RECURRENT as SIZES
 
-SIZES = [(32, 128, 64, 128), (32, 100, 256, 512), (64, 256, 128, 256), (1, 512, 64, 256), (256, 32, 32, 64)]
 # gates, jaxnet, Flax's cell, PyTorch's module
 CELLS: dict[str, tuple[int, Callable[..., Any], Callable[..., Any], type[torch.nn.RNNBase]]] = {
     "lstm": (4, ops.lstm, nn.OptimizedLSTMCell, torch.nn.LSTM),

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxnet
+from jaxnet.cli.bench import bench
 from jaxnet.cli.errors import guarded
 from jaxnet.cli.machine import OPS, chosen, facts
 from jaxnet.cli.verify import verify
@@ -36,6 +37,7 @@ def info() -> None:
     console.print(table)
 
 
+commands.add_command(bench)
 commands.add_command(verify)
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -36,3 +37,9 @@ def complain(message: str) -> int:
     """Says what is wrong, in one line."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return 2
+
+
+def check_folder(path: str) -> None:
+    """Raises a `click.UsageError` unless there is a folder to write the file into."""
+    if not Path(path).parent.is_dir():
+        raise click.UsageError(f"there is no folder {Path(path).parent} to write {Path(path).name} into.")

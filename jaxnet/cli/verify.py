@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from jaxnet.cli.errors import check_folder
 from jaxnet.train.files import write_atomically
 from jaxnet.verify import outcomes as results
 from jaxnet.verify.cases import Case
@@ -67,8 +68,8 @@ def verify(
     if sample is not None and not mutate:
         raise click.UsageError("--sample says how many mutants to try: give it with --mutate.")
     for path in (json if json != "-" else None, pages, junit):
-        if path is not None and not Path(path).parent.is_dir():
-            raise click.UsageError(f"there is no folder {Path(path).parent} to write {Path(path).name} into.")
+        if path is not None:
+            check_folder(path)
     began = time.perf_counter()
     out = sys.stderr if json == "-" else sys.stdout
     options = {name: value for name, value in (("seed", seed), ("order", order)) if value is not None}
