@@ -41,7 +41,6 @@ from mutation_ops import (
     of_lstm,
     of_norms,
     of_op,
-    of_product,
     of_rnn,
     of_roads,
     of_rotary,
@@ -157,7 +156,6 @@ PROBABILITIES = activations.softmax(draw(5, 5, seed=1))
 
 TARGETS: dict[str, Callable[[], Target]] = {
     "linear": of_linear,
-    "linear's second order": of_product,
     "max_pool": lambda: of_windows("max_pool", "max_backward", "_edges"),
     "max_pool with holes": lambda: of_op(
         "max_pool",
@@ -262,7 +260,8 @@ def path(function: Any) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(TARGETS)}")
-    parser.add_argument("--sample", type=int, help="so many of each that count, drawn evenly from the kinds of mistake")
+    help_sample = "so many of each that count, drawn evenly from the kinds of mistake"
+    parser.add_argument("--sample", type=int, help=help_sample)
     parser.add_argument("--of", type=int, help="so many targets; the next seed takes the next ones")
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
     parser.add_argument("--equivalent", action="store_true", help="list the equivalent mutants too")

@@ -46,29 +46,12 @@ def of_linear() -> Target:
     weight, bias = draw(4, 4, seed=1), draw(4, seed=2)
     half = [a.astype("bfloat16") for a in (draw(3, 4), weight, bias)]
     op = module("ops.linear")
-    return [op.backward, op._xla_gradients, op._masked], [
+    return [op.backward, op._xla_gradients, op._sloped], [
         one(draw(4, 4), weight, bias, activation="tanh"),
         one(draw(4, 4), weight, bias, activation="relu"),
         one(draw(2, 3, 4), draw(4, 5), draw(5), activation="gelu"),
         one(draw(3, 4), weight),
         one(*half, activation="tanh"),
-    ]
-
-
-def of_product() -> Target:
-    """The rules that second derivatives of `linear` use."""
-
-    def slope(activation: str | None, *args: jax.Array) -> Any:
-        return jax.grad(lambda *args: jnp.square(linear(*args, activation=activation)).sum(), range(len(args)))(
-            *args
-        )
-
-    args = draw(4, 4), draw(4, 4, seed=1), draw(4, seed=2)
-    op = module("ops.linear")
-    return [op._product_jvp, op._gradients_jvp], [
-        trial(partial(slope, "tanh"), *args),
-        trial(partial(slope, "relu"), *args),
-        trial(partial(slope, None), *args[:2]),
     ]
 
 

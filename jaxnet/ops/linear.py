@@ -26,15 +26,15 @@ from jaxnet.ops.gradients import like
 
 
 class Residuals(NamedTuple):
-    """What the backward pass needs. `z`, only for an activation, is kept in the dtype it was summed in.
+    """What the backward pass needs. `saved`, only for an activation, is kept in the dtype it was summed in.
 
-    For relu it is max(z, 0), which has the same derivative: z itself is never stored.
+    It is z; for relu and tanh y, of which their derivatives are functions: z itself is never stored.
     """
 
     x: Float[Array, "... I"]
     weight: Float[Array, "I O"]
     bias: Float[Array, " O"] | None
-    z: Float[Array, "... O"] | None
+    saved: Float[Array, "... O"] | None
 
 
 def linear(
@@ -98,13 +98,16 @@ def forward(
     bias: Float[Array, " O"] | None,
     *,
     implementation: str | None = None,
+    keep: bool = True,
 ) -> tuple[Float[Array, "... O"], Residuals]:
     """y = f(x W + b)."""
-    relu = activation is activations.relu
-    z = sums(x, weight, bias, relu=relu, implementation=implementation)
-    if activation is None or relu:
-        return z.astype(x.dtype), Residuals(x, weight, bias, z if relu else None)
-    return activation(z).astype(x.dtype), Residuals(x, weight, bias, z)
+    fused = _FUSED.get(_key(activation))
+    function = activation if fused else None
+    keep_z = keep and fused is not None and function not in _OF_Y
+    y, z = _product(_Product(implementation, function=function, keep=keep_z), x, weight, None, bias)
+    saved = None if activation is None else y if fused is None or function in _OF_Y else z
+    y = y if activation is None or fused else activation(y)
+    return y.astype(x.dtype), Residuals(x, weight, bias, saved)
 
 
 def sums(
@@ -112,11 +115,10 @@ def sums(
     weight: Float[Array, "I O"],
     bias: Float[Array, " O"] | None,
     *,
-    relu: bool = False,
     implementation: str | None = None,
 ) -> Float[Array, "... O"]:
-    """z = x W + b, or max(z, 0), in the dtype it is summed in."""
-    return _product(_Product(implementation, relu=relu), x, weight, None, bias)
+    """z = x W + b, in the dtype it is summed in."""
+    return _product(_Product(implementation), x, weight, None, bias)[0]
 
 
 def backward(
@@ -127,95 +129,105 @@ def backward(
     implementation: str | None = None,
 ) -> tuple[Float[Array, "... I"], Float[Array, "I O"], Float[Array, " O"] | None]:
     """dz = f′(z) ⊙ dy,  dx = dz Wᵀ,  dW = xᵀ dz,  db = Σ dz."""
-    x, weight, bias, z = residuals
-    relu = activation is activations.relu
+    x, weight, bias, saved = residuals
     dz = dy.astype(accumulation_dtype(x.dtype))
-    if activation is not None and not relu:
-        dz = activations.pullback(activation)(z, dz)
     if x.dtype != dz.dtype:
         implementation = "xla"  # as the forward pass: no kernel takes half precision
-    # relu's dz = [y > 0] ⊙ dy isn't stored: each product makes it as it reads dy.
-    y = z if relu else None
+    # If f is fused, dz isn't stored: each product makes it as it reads dy.
+    if activation is not None and _key(activation) not in _FUSED:
+        activation, saved, dz = None, None, activations.pullback(activation)(saved, dz)
     # Sums over a sharded axis can lie on the devices in several ways: a gradient lies as its argument does.
-    to_x = _Product(implementation, transpose_b=True, sharding=jax.typeof(x).sharding)
-    dx = _product(to_x, dz, weight.astype(dz.dtype), y, None)
-    dweight, dbias = gradients(x, dz, weight, y, implementation=implementation)
+    to_x = _Product(implementation, transpose_b=True, slope=activation, sharding=jax.typeof(x).sharding)
+    dx, _ = _product(to_x, dz, weight.astype(dz.dtype), saved, None)
+    dweight, dbias = gradients(x, dz, weight, saved, slope=activation, implementation=implementation)
     return like(dx, x), dweight, None if bias is None else like(dbias, bias)
 
 
 def gradients(
     x: Float[Array, "... I"],
-    dz: Float[Array, "... O"],
+    dy: Float[Array, "... O"],
     weight: Float[Array, "..."],
-    y: Float[Array, "... O"] | None = None,
+    saved: Float[Array, "... O"] | None = None,
     *,
+    slope: Activation | None = None,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "I O"], Float[Array, " O"]]:
-    """dW = xᵀ dz, in the dtype of the weight and lying as it does; db = Σ dz. For relu's y of [y > 0] ⊙ dz."""
-    which = _Product(implementation, sharding=jax.typeof(weight).sharding)
-    dweight, dbias = _gradients(which, x.astype(dz.dtype), dz, y)
+    """dW = xᵀ dz, in the dtype of the weight and lying as it does; db = Σ dz; dz = dy, with a slope f′ ⊙ dy."""
+    which = _Product(implementation, slope=slope, sharding=jax.typeof(weight).sharding)
+    dweight, dbias = _gradients(which, x.astype(dy.dtype), dy, saved)
     return like(dweight, weight), dbias
 
 
+# What the kernels compute with a product, by their names for it; and whose derivatives are functions of y.
+_FUSED = {
+    (activations.relu, ()): "relu",
+    (activations.tanh, ()): "tanh",
+    (activations.sigmoid, ()): "sigmoid",
+    (activations.silu, ()): "silu",
+    (activations.gelu, ()): "gelu",
+    (activations.gelu, (("approximate", True),)): "gelu",
+    (activations.gelu, (("approximate", False),)): "gelu exact",
+}
+_OF_Y = (activations.relu, activations.tanh)
+
+
+def _key(activation: Activation | None) -> Any:
+    if isinstance(activation, partial):
+        return activation.func, tuple(activation.keywords.items())
+    return activation, ()
+
+
 class _Product(NamedTuple):
-    """How a product is computed, and which: a b or a bᵀ, with relu or without."""
+    """How a product is computed, and which: f(a′ op(b) + bias), a′ = a or g′ ⊙ a."""
 
     implementation: str | None
     transpose_b: bool = False
-    relu: bool = False
+    function: Activation | None = None  # f, of those that are fused
+    slope: Activation | None = None  # g, likewise
+    keep: bool = False  # whether what f is of is a result
     sharding: NamedSharding | None = None
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _product(which: _Product, a: Array, b: Array, y: Array | None, bias: Array | None) -> Array:
-    """f(a′ op(b) + bias), f the identity or relu, a′ = a or, if the y of a relu is given, [y > 0] ⊙ a."""
-    kernel = partial(cpu.product, transpose_b=which.transpose_b, relu=which.relu)
+def _product(
+    which: _Product, a: Array, b: Array, saved: Array | None, bias: Array | None
+) -> tuple[Array, Array | None]:
+    """f(z) and, to keep it, z = a′ op(b) + bias; `saved` is what g′ is of."""
+    names = {"activation": _FUSED.get(_key(which.function)), "slope": _FUSED.get(_key(which.slope))}
+    options = {key: name for key, name in names.items() if name}
+    kernel = partial(cpu.product, transpose_b=which.transpose_b, keep=which.keep, **options)
     sizes = math.prod(a.shape[:-1]), *b.shape
-    return _choose(which, partial(_xla_product, which), kernel, sizes, a, b, y, bias)
+    return _choose(which, partial(_xla_product, which), kernel, sizes, a, b, saved, bias)
 
 
-@_product.defjvp
-def _product_jvp(which: _Product, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    """Derivatives of second and higher order: in forward and in reverse mode, hence by XLA."""
-    (a, b, y, bias), (da, db, _, dbias) = primals, tangents
-    linear = which._replace(relu=False)
-    dz = _xla_product(linear, da, b, y, dbias) + _xla_product(linear, a, db, y, None)
-    c = _product(which, a, b, y, bias)
-    return c, _masked(dz, c if which.relu else None)
-
-
-def _xla_product(which: _Product, a: Array, b: Array, y: Array | None, bias: Array | None) -> Array:
+def _xla_product(
+    which: _Product, a: Array, b: Array, saved: Array | None, bias: Array | None
+) -> tuple[Array, Array | None]:
     dtype = accumulation_dtype(a.dtype)
-    a, b = _masked(a, y), b.T if which.transpose_b else b
+    a, b = _sloped(which.slope, saved, a), b.T if which.transpose_b else b
     z = jnp.matmul(a, b, preferred_element_type=dtype, out_sharding=which.sharding)
     z = z if bias is None else z + jnp.broadcast_to(bias.astype(dtype), z.shape)
-    return activations.relu(z) if which.relu else z
+    return z if which.function is None else which.function(z), z if which.keep else None
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _gradients(which: _Product, x: Array, dy: Array, y: Array | None) -> tuple[Array, Array]:
-    """dW = xᵀ dz,  db = Σ dz,  dz = dy or, if the y of a relu is given, [y > 0] ⊙ dy."""
+def _gradients(which: _Product, x: Array, dy: Array, saved: Array | None) -> tuple[Array, Array]:
+    """dW = xᵀ dz,  db = Σ dz,  dz = dy or g′ ⊙ dy."""
+    name = _FUSED.get(_key(which.slope))
+    kernel = partial(cpu.gradients, slope=name) if name else cpu.gradients
     sizes = x.shape[-1], math.prod(x.shape[:-1]), dy.shape[-1]
-    return _choose(which, partial(_xla_gradients, which), cpu.gradients, sizes, x, dy, y)
+    return _choose(which, partial(_xla_gradients, which), kernel, sizes, x, dy, saved)
 
 
-@_gradients.defjvp
-def _gradients_jvp(which: _Product, primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
-    """As for `_product`."""
-    (x, dy, y), (tangent_x, tangent_dy, _) = primals, tangents
-    dweight, dbias = _xla_gradients(which, x, tangent_dy, y)
-    return _gradients(which, x, dy, y), (dweight + _xla_gradients(which, tangent_x, dy, y)[0], dbias)
-
-
-def _xla_gradients(which: _Product, x: Array, dy: Array, y: Array | None) -> tuple[Array, Array]:
-    dz, leading = _masked(dy, y), tuple(range(x.ndim - 1))
+def _xla_gradients(which: _Product, x: Array, dy: Array, saved: Array | None) -> tuple[Array, Array]:
+    dz, leading = _sloped(which.slope, saved, dy), tuple(range(x.ndim - 1))
     sums = (leading, leading), ((), ())
     return jax.lax.dot_general(x, dz, sums, out_sharding=which.sharding), jnp.sum(dz, leading)
 
 
-def _masked(dy: Array, y: Array | None) -> Array:
-    """[y > 0] ⊙ dy, which doesn't vary with y: relu has no second derivative."""
-    return dy if y is None else activations.pullback("relu")(y, dy)
+def _sloped(f: Activation | None, saved: Array | None, dy: Array) -> Array:
+    """f′ ⊙ dy."""
+    if f is activations.tanh:
+        return (1 - saved) * (1 + saved) * dy
+    return dy if f is None else activations.pullback(f)(saved, dy)
 
 
 def _choose(
@@ -224,7 +236,7 @@ def _choose(
     reason = dispatch.unsupported(*operands)
     if which.implementation is None:
         reason = reason or cpu.slow(*sizes)
-    kernels = {"cpu": dispatch.Kernel(kernel, reason)}
+    kernels = {"cpu": dispatch.Kernel(dispatch.differentiable(kernel, xla), reason)}
     return dispatch.choose("linear", which.implementation, xla, kernels)(*operands)
 
 
@@ -232,7 +244,7 @@ def _choose(
 def _linear(
     activation: Activation | None, implementation: str | None, x: Array, weight: Array, bias: Array | None
 ) -> Array:
-    return forward(activation, x, weight, bias, implementation=implementation)[0]
+    return forward(activation, x, weight, bias, implementation=implementation, keep=False)[0]
 
 
 _linear.defvjp(

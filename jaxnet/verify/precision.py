@@ -79,6 +79,10 @@ def rounding(problem: Problem) -> Rounding:
 
 def _gradient_rounding(problem: Problem, points: Sequence[np.ndarray]) -> np.ndarray:
     changes = np.abs(_changes(problem, problem.point, points)).max(axis=0)
+    for leaf in problem.arguments.leaves:
+        # Where the gradient is 0 but for rounding, a few changes of one element can all happen to be small.
+        mine = changes[leaf.part]
+        np.maximum(mine, np.median(mine) if mine.size else 0.0, out=mine)
     return np.maximum(changes, _gradient_noise(problem))
 
 

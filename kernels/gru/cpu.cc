@@ -10,12 +10,9 @@ namespace {
 
 namespace ffi = xla::ffi;
 using recurrent::kGate;
-using recurrent::load;
 using recurrent::Rows;
 using recurrent::Sequence;
-using recurrent::store;
 using recurrent::Units;
-using recurrent::Vector;
 using recurrent::Weights;
 
 constexpr int64_t kGates = 3;  // r, z, n
@@ -56,14 +53,14 @@ struct Forward {
     const auto finish = [&](int64_t i, int64_t unit, int64_t n, Vector<T> z, Vector<T> sum) {
       const int64_t row = rows.first + i, own = i * stride() + unit;
       const bool within = of.within(t, row);
-      const Vector<T> h_before = gemm::load(now + own);
+      const Vector<T> h_before = load(now + own);
       Vector<T> value{}, h = h_before;
       if (within) {
         __builtin_prefetch(a + place(i, unit) + 2 * of.hidden + of.ahead(kGates));
         value = math::tanh<T>(load(a + place(i, unit) + 2 * of.hidden, n) + sum);
         h = (1 - z) * value + z * h_before;
       }
-      gemm::store(next + own, h);
+      store(next + own, h);
       store(y + (row * of.steps + t) * of.hidden + unit, within ? h : Vector<T>{}, n);
       if (!kept) return;
       if (!within) {
@@ -75,23 +72,23 @@ struct Forward {
     };
     if (reset_after) {
       gates.multiply(now, stride(), rows.count, units, [&](int64_t i, int64_t unit, int64_t n, const T* sums) {
-        const Vector<T> r = gate(i, unit, n, 0, gemm::load(sums)), z = gate(i, unit, n, 1, gemm::load(sums + kGate<T>));
-        const Vector<T> v = gemm::load(sums + 2 * kGate<T>) + load(bias + unit, n);
+        const Vector<T> r = gate(i, unit, n, 0, load(sums)), z = gate(i, unit, n, 1, load(sums + kGate<T>));
+        const Vector<T> v = load(sums + 2 * kGate<T>) + load(bias + unit, n);
         keep(i, unit, n, v);
         finish(i, unit, n, z, r * v);
       });
     } else if (phase % 2 == 0) {
       gates.multiply(now, stride(), rows.count, units, [&](int64_t i, int64_t unit, int64_t n, const T* sums) {
         const int64_t own = i * stride() + unit;
-        const Vector<T> r = gate(i, unit, n, 0, gemm::load(sums)), z = gate(i, unit, n, 1, gemm::load(sums + kGate<T>));
-        const Vector<T> s = r * gemm::load(now + own);
+        const Vector<T> r = gate(i, unit, n, 0, load(sums)), z = gate(i, unit, n, 1, load(sums + kGate<T>));
+        const Vector<T> s = r * load(now + own);
         keep(i, unit, n, s);
-        gemm::store(z_state + own, z);
-        gemm::store(s_state + own, s);
+        store(z_state + own, z);
+        store(s_state + own, s);
       });
     } else {
       candidate.multiply(s_state, stride(), rows.count, units, [&](int64_t i, int64_t unit, int64_t n, const T* sums) {
-        finish(i, unit, n, gemm::load(z_state + i * stride() + unit), gemm::load(sums));
+        finish(i, unit, n, load(z_state + i * stride() + unit), load(sums));
       });
     }
   }
@@ -124,9 +121,9 @@ struct Backward {
         const int64_t row = rows.first + i, own = i * stride() + unit, at = (t * of.batch + row) * hidden;
         Vector<T> dar{};
         if (of.within(t, row)) {
-          const Vector<T> ds = gemm::load(sums), r = load(kept + kGates * at + unit, n);
+          const Vector<T> ds = load(sums), r = load(kept + kGates * at + unit, n);
           dar = ds * load(before + at + unit, n) * r * (1 - r);
-          gemm::store(state + own, gemm::load(state + own) + ds * r);
+          store(state + own, load(state + own) + ds * r);
         }
         store(da + kGates * at + unit, dar, n);
         store(dv_after + i * gates_stride() + unit, dar, n);
@@ -137,7 +134,7 @@ struct Backward {
       const int64_t last = of.time(of.steps - step);
       gates.multiply(dv_before, gates_stride(), rows.count, units, [&](int64_t i, int64_t unit, int64_t, const T* sums) {
         T* const dh = state + i * stride() + unit;
-        if (of.within(last, rows.first + i)) gemm::store(dh, gemm::load(dh) + gemm::load(sums));
+        if (of.within(last, rows.first + i)) store(dh, load(dh) + load(sums));
       });
     }
     if (step == of.steps) return;
@@ -152,17 +149,17 @@ struct Backward {
         for (int64_t g = 0; g < kGates; ++g) __builtin_prefetch(values + g * hidden - of.ahead(kGates));
         __builtin_prefetch(before + at + unit - of.ahead(1));
         __builtin_prefetch(more + at + unit - of.ahead(1));
-        const Vector<T> dh = gemm::load(state + own) + load(dy + (row * of.steps + t) * hidden + unit, count);
+        const Vector<T> dh = load(state + own) + load(dy + (row * of.steps + t) * hidden + unit, count);
         dan = dh * (1 - z) * ((1 - n) * (1 + n));
         daz = dh * (load(before + at + unit, count) - n) * z * (1 - z);
         dar = dan * load(more + at + unit, count) * r * (1 - r);  // if the reset comes before, calculated later
         dvn = dan * r;
-        gemm::store(state + own, dh * z);
+        store(state + own, dh * z);
       }
       store(out + hidden, daz, count);
       store(out + 2 * hidden, dan, count);
       store(to + hidden, daz, count);
-      if (!reset_after) return gemm::store(dan_state + own, dan);
+      if (!reset_after) return store(dan_state + own, dan);
       store(out, dar, count);
       store(to, dar, count);
       store(to + 2 * hidden, dvn, count);

@@ -1,6 +1,7 @@
 // The matrix products of jaxnet/ops/linear.py; how they are computed is in native/gemm.h.
 
 #include <cstdint>
+#include <string_view>
 
 #include "native/gemm.h"
 #include "native/registration.h"
@@ -26,30 +27,36 @@ const T* optional(const ffi::RemainingArgs& args, size_t i) {
 }
 
 template <typename T>
-const T* member(const T* data, int64_t offset) {
+T* member(T* data, int64_t offset) {
   return data ? data + offset : nullptr;
 }
 
 template <typename T>
-void run_product(ffi::ThreadPool& pool, const ffi::AnyBuffer& a, const ffi::AnyBuffer& b, const T* y, const T* bias,
-                 ffi::AnyBuffer& c, bool transpose_b, bool relu) {
+void run_product(ffi::ThreadPool& pool, const ffi::AnyBuffer& a, const ffi::AnyBuffer& b, const T* saved,
+                 const T* bias, ffi::AnyBuffer& c, T* z, bool transpose_b, Activation f, Activation of_a) {
   const int64_t rows = axis(c, 2), columns = axis(c, 1), depth = axis(a, 1), batch = batch_of(c);
   for (int64_t i = 0; i < batch; ++i) {
-    const gemm::Operand<T> left{a.typed_data<T>() + i * rows * depth, depth, true, member(y, i * rows * depth)};
+    const int64_t at = i * rows * depth, to = i * rows * columns;
+    const gemm::Operand<T> left{a.typed_data<T>() + at, depth, true, member(saved, at), of_a};
     const gemm::Operand<T> right{b.typed_data<T>() + i * depth * columns, transpose_b ? depth : columns, transpose_b};
-    T* const to = c.typed_data<T>() + i * rows * columns;
-    gemm::product<T>(pool, rows, columns, depth, left, right, member(bias, i * columns), to, relu, nullptr);
+    gemm::product<T>(pool, rows, columns, depth, left, right, member(bias, i * columns), f, c.typed_data<T>() + to,
+                     member(z, to), nullptr);
   }
 }
 
-// Arguments: a [..., rows, depth], b [..., depth, columns] or its transpose; if `masked`, y [..., rows, depth]; if
-// there is one, the bias [..., columns]. Result: c [..., rows, columns]. All have the same leading batch axes.
+// Arguments: a [..., rows, depth], b [..., depth, columns] or its transpose; if a is multiplied by the slope of an
+// activation, what that is of [..., rows, depth]; if there is one, the bias [..., columns]. Results: c [..., rows,
+// columns]; if asked for, what the activation is of, likewise. All have the same leading batch axes.
 ffi::Error product(ffi::ThreadPool pool, ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::RemainingArgs rest,
-                   ffi::Result<ffi::AnyBuffer> c, bool transpose_b, bool relu, bool masked) {
+                   ffi::Result<ffi::AnyBuffer> c, ffi::RemainingRets kept, bool transpose_b,
+                   std::string_view activation, std::string_view slope) {
+  const Activation f = activation_of(activation), of_a = activation_of(slope);
+  const bool times = of_a != Activation::kIdentity;
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    const T* y = masked ? optional<T>(rest, 0) : nullptr;
-    run_product(pool, a, b, y, optional<T>(rest, masked ? 1 : 0), *c, transpose_b, relu);
+    T* z = kept.size() ? (*kept.get<ffi::AnyBuffer>(0))->typed_data<T>() : nullptr;
+    const T* saved = times ? optional<T>(rest, 0) : nullptr;
+    run_product(pool, a, b, saved, optional<T>(rest, times), *c, z, transpose_b, f, of_a);
   };
   c->element_type() == ffi::F64 ? run(0.0) : run(0.0f);
   return ffi::Error::Success();
@@ -62,29 +69,30 @@ JAXNET_TARGET(jaxnet_product, product,
                   .Arg<ffi::AnyBuffer>()
                   .RemainingArgs()
                   .Ret<ffi::AnyBuffer>()
+                  .RemainingRets()
                   .Attr<bool>("transpose_b")
-                  .Attr<bool>("relu")
-                  .Attr<bool>("masked"));
+                  .Attr<std::string_view>("activation")
+                  .Attr<std::string_view>("slope"));
 
 template <typename T>
-void run_gradients(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::AnyBuffer& dy, const T* y,
-                   ffi::AnyBuffer& dweight, ffi::AnyBuffer& dbias) {
+void run_gradients(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::AnyBuffer& dy, const T* saved,
+                   Activation f, ffi::AnyBuffer& dweight, ffi::AnyBuffer& dbias) {
   const int64_t rows = axis(dweight, 2), columns = axis(dweight, 1), depth = axis(x, 2), batch = batch_of(dweight);
   for (int64_t i = 0; i < batch; ++i) {
     const gemm::Operand<T> left{x.typed_data<T>() + i * rows * depth, rows, false};
     const int64_t at = i * depth * columns;
-    const gemm::Operand<T> right{dy.typed_data<T>() + at, columns, false, member(y, at)};
-    gemm::product<T>(pool, rows, columns, depth, left, right, nullptr, dweight.typed_data<T>() + i * rows * columns,
-                     false, dbias.typed_data<T>() + i * columns);
+    const gemm::Operand<T> right{dy.typed_data<T>() + at, columns, false, member(saved, at), f};
+    gemm::product<T>(pool, rows, columns, depth, left, right, nullptr, Activation::kIdentity,
+                     dweight.typed_data<T>() + i * rows * columns, nullptr, dbias.typed_data<T>() + i * columns);
   }
 }
 
-// Arguments: x [..., examples, in], dy [..., examples, out] and, for relu, y [..., examples, out]. Results: dW
-// [..., in, out], db [..., out]. All have the same leading batch axes.
+// Arguments: x [..., examples, in], dy [..., examples, out] and, if dy is multiplied by a slope, what that is of
+// [..., examples, out]. Results: dW [..., in, out], db [..., out]. All have the same leading batch axes.
 ffi::Error gradients(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer dy, ffi::RemainingArgs rest,
-                     ffi::Result<ffi::AnyBuffer> dweight, ffi::Result<ffi::AnyBuffer> dbias) {
+                     ffi::Result<ffi::AnyBuffer> dweight, ffi::Result<ffi::AnyBuffer> dbias, std::string_view slope) {
   const auto run = [&](auto zero) {
-    run_gradients(pool, x, dy, optional<decltype(zero)>(rest, 0), *dweight, *dbias);
+    run_gradients(pool, x, dy, optional<decltype(zero)>(rest, 0), activation_of(slope), *dweight, *dbias);
   };
   dweight->element_type() == ffi::F64 ? run(0.0) : run(0.0f);
   return ffi::Error::Success();
@@ -97,7 +105,8 @@ JAXNET_TARGET(jaxnet_linear_gradients, gradients,
                   .Arg<ffi::AnyBuffer>()
                   .RemainingArgs()
                   .Ret<ffi::AnyBuffer>()
-                  .Ret<ffi::AnyBuffer>());
+                  .Ret<ffi::AnyBuffer>()
+                  .Attr<std::string_view>("slope"));
 
 }  // namespace
 }  // namespace jaxnet

@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.custom_batching import custom_vmap
 
 from .. import ffi
+
+IDENTITY = "identity"
+# As in kernels/native/activation.h. The slopes of the first two are of y = f(z), those of the others of z.
+ACTIVATIONS = (IDENTITY, "relu", "tanh", "sigmoid", "silu", "gelu", "gelu exact")
 
 _SMALL = 1 << 12  # multiply-adds; below, XLA's inlined loops are faster than a call
 _FEW = 24  # rows; below, B is used too seldom to be packed
@@ -22,33 +26,48 @@ def slow(rows: int, depth: int, columns: int) -> str | None:
 
 
 def product(
-    a: jax.Array, b: jax.Array, y: jax.Array | None, bias: jax.Array | None, *, transpose_b: bool, relu: bool
-) -> jax.Array:
-    """Returns f(a′ op(b) + bias), op the identity or the transpose, f the identity or relu.
+    a: jax.Array,
+    b: jax.Array,
+    saved: jax.Array | None,
+    bias: jax.Array | None,
+    *,
+    transpose_b: bool = False,
+    activation: str = IDENTITY,
+    slope: str = IDENTITY,
+    keep: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Returns f(z) and, to `keep` it, z = a′ op(b) + bias, op the identity or the transpose.
 
     Args:
         a: (…, K).
         b: (K, N), with `transpose_b` (N, K).
-        y: (…, K), relu's, or None: a′ = [y > 0] ⊙ a or a.
+        saved: (…, K), if a′ = g′(saved) ⊙ a with a `slope` g; None if a′ = a.
         bias: (N,) or None.
         transpose_b: op.
-        relu: f.
+        activation: f, of `ACTIVATIONS`.
+        slope: g, of `ACTIVATIONS`.
+        keep: whether z is a result; if not, it is None.
     """
-    c = _product(transpose_b, relu)(_rows(a), b, None if y is None else _rows(y), bias)
-    return c.reshape(*a.shape[:-1], c.shape[-1])
+    which = _Which(transpose_b, activation, slope, keep)
+    found = _product(which)(_rows(a), b, None if saved is None else _rows(saved), bias)
+    c, *z = (x.reshape(*a.shape[:-1], x.shape[-1]) for x in found)
+    return c, z[0] if z else None
 
 
-def gradients(x: jax.Array, dy: jax.Array, y: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Returns xᵀ dz and Σ dz, summed over all leading axes, dz = dy or, if y is given, [y > 0] ⊙ dy.
+def gradients(
+    x: jax.Array, dy: jax.Array, saved: jax.Array | None, *, slope: str = IDENTITY
+) -> tuple[jax.Array, jax.Array]:
+    """Returns xᵀ dz and Σ dz, summed over all leading axes, dz = dy or, with a `slope` g, g′(saved) ⊙ dy.
 
     Args:
         x: (…, I).
         dy: (…, O).
-        y: (…, O), relu's, or None.
+        saved: (…, O), or None.
+        slope: g, of `ACTIVATIONS`.
     """
-    args = [_rows(a) for a in (x, dy, y) if a is not None]
+    args = [_rows(a) for a in ffi.present(x, dy, saved)]
     results = [jax.ShapeDtypeStruct(shape, x.dtype) for shape in ((x.shape[-1], dy.shape[-1]), dy.shape[-1:])]
-    dweight, dbias = ffi.call("jaxnet_linear_gradients", results, *args, batched=True)
+    dweight, dbias = ffi.call("jaxnet_linear_gradients", results, *args, batched=True, slope=slope)
     return dweight, dbias
 
 
@@ -56,14 +75,21 @@ def _rows(x: jax.Array) -> jax.Array:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
-def _product(transpose_b: bool, relu: bool) -> Callable[..., jax.Array]:
+class _Which(NamedTuple):
+    transpose_b: bool
+    activation: str
+    slope: str
+    keep: bool
+
+
+def _product(which: _Which) -> Callable[..., list[jax.Array]]:
     """The product of matrices; under `jax.vmap` over the rows of `a` alone one product of all of them."""
 
-    def call(a: jax.Array, b: jax.Array, y: jax.Array | None, bias: jax.Array | None) -> jax.Array:
-        result = jax.ShapeDtypeStruct((a.shape[0], b.shape[0 if transpose_b else 1]), a.dtype)
-        args = [x for x in (a, b, y, bias) if x is not None]
-        options: dict[str, Any] = {"transpose_b": transpose_b, "relu": relu, "masked": y is not None}
-        return ffi.call("jaxnet_product", [result], *args, batched=True, **options)[0]
+    def call(a: jax.Array, b: jax.Array, saved: jax.Array | None, bias: jax.Array | None) -> list[jax.Array]:
+        result = jax.ShapeDtypeStruct((a.shape[0], b.shape[0 if which.transpose_b else 1]), a.dtype)
+        options: dict[str, Any] = which._asdict()
+        results = [result] * (1 + options.pop("keep"))
+        return ffi.call("jaxnet_product", results, *ffi.present(a, b, saved, bias), batched=True, **options)
 
     product = custom_vmap(call)
 
@@ -73,15 +99,16 @@ def _product(transpose_b: bool, relu: bool) -> Callable[..., jax.Array]:
         is_batched: list[Any],
         a: jax.Array,
         b: jax.Array,
-        y: jax.Array | None,
+        saved: jax.Array | None,
         bias: jax.Array | None,
-    ) -> tuple[jax.Array, bool]:
-        a_is, b_is, y_is, bias_is = is_batched
-        if not (b_is or bias_is) and (y is None or a_is == y_is):
-            left, mask = (None if x is None else x.reshape(size * x.shape[1], x.shape[2]) for x in (a, y))
-            c = product(left, b, mask, bias)
-            return c.reshape(size, a.shape[1], c.shape[1]), True
+    ) -> tuple[list[jax.Array], list[bool]]:
+        a_is, b_is, saved_is, bias_is = is_batched
+        batched = [True] * (1 + which.keep)
+        if not (b_is or bias_is) and (saved is None or a_is == saved_is):
+            left, other = (None if x is None else x.reshape(size * x.shape[1], x.shape[2]) for x in (a, saved))
+            found = product(left, b, other, bias)
+            return [c.reshape(size, a.shape[1], c.shape[1]) for c in found], batched
         axes = [0 if x else None for x in is_batched]
-        return jax.vmap(call, axes, axis_size=size)(a, b, y, bias), True
+        return jax.vmap(call, axes, axis_size=size)(a, b, saved, bias), batched
 
     return product

@@ -11,12 +11,9 @@ namespace {
 
 namespace ffi = xla::ffi;
 using recurrent::kGate;
-using recurrent::load;
 using recurrent::Rows;
 using recurrent::Sequence;
-using recurrent::store;
 using recurrent::Units;
-using recurrent::Vector;
 
 constexpr int64_t kGates = 4;  // i, f, g, o
 
@@ -50,20 +47,20 @@ struct Forward {
       const int64_t row = rows.first + i, at = (t * of.batch + row) * hidden, gates = kGates * at + unit;
       const int64_t own = i * stride() + unit;
       const bool within = of.within(t, row);
-      const Vector<T> h_before = gemm::load(now + own), c_before = gemm::load(c_state + own);
+      const Vector<T> h_before = load(now + own), c_before = load(c_state + own);
       Vector<T> gate[kGates] = {}, h = h_before, c = c_before;
       if (within) {
         const auto z = [&](int64_t g) {
           __builtin_prefetch(a + gates + g * hidden + ahead);
-          return load(a + gates + g * hidden, n) + gemm::load(sums + g * kGate<T>);
+          return load(a + gates + g * hidden, n) + load(sums + g * kGate<T>);
         };
         gate[0] = math::sigmoid<T>(z(0)), gate[1] = math::sigmoid<T>(z(1));
         gate[2] = math::tanh<T>(z(2)), gate[3] = math::sigmoid<T>(z(3));
         c = gate[1] * c_before + gate[0] * gate[2];
         h = gate[3] * math::tanh<T>(c);
       }
-      gemm::store(next + own, h);
-      gemm::store(c_state + own, c);
+      store(next + own, h);
+      store(c_state + own, c);
       store(y + (row * of.steps + t) * hidden + unit, within ? h : Vector<T>{}, n);
       if (!kept) return;
       for (int64_t g = 0; g < kGates; ++g) store(kept + gates + g * hidden, gate[g], n);
@@ -104,7 +101,7 @@ struct Backward {
     if (phase > 0) {
       const int64_t last = of.time(of.steps - phase);
       weights.multiply(dz_before, gates_stride(), rows.count, units, [&](int64_t i, int64_t unit, int64_t, const T* sums) {
-        if (of.within(last, rows.first + i)) gemm::store(dh_state + i * stride() + unit, gemm::load(sums));
+        if (of.within(last, rows.first + i)) store(dh_state + i * stride() + unit, load(sums));
       });
     }
     if (phase == of.steps) return;
@@ -118,11 +115,11 @@ struct Backward {
         const Vector<T> in = load(gates, n), f = load(gates + hidden, n), g = load(gates + 2 * hidden, n),
                         o = load(gates + 3 * hidden, n), c = load(before_c + at + unit, n);
         const Vector<T> tanh_c = math::tanh<T>(f * c + in * g);
-        const Vector<T> dh = gemm::load(dh_state + own) + load(dy + (row * of.steps + t) * hidden + unit, n);
-        const Vector<T> dc = gemm::load(dc_state + own) + dh * o * ((1 - tanh_c) * (1 + tanh_c));
+        const Vector<T> dh = load(dh_state + own) + load(dy + (row * of.steps + t) * hidden + unit, n);
+        const Vector<T> dc = load(dc_state + own) + dh * o * ((1 - tanh_c) * (1 + tanh_c));
         dz[0] = dc * g * in * (1 - in), dz[1] = dc * c * f * (1 - f);
         dz[2] = dc * in * ((1 - g) * (1 + g)), dz[3] = dh * tanh_c * o * (1 - o);
-        gemm::store(dc_state + own, dc * f);
+        store(dc_state + own, dc * f);
       }
       for (int64_t g = 0; g < kGates; ++g) {
         store(dz_after + i * gates_stride() + g * hidden + unit, dz[g], n);

@@ -1,4 +1,4 @@
-// The matrix product C = f(op(A) op(B) + bias), row-major, op the identity or the transpose, f the identity or relu.
+// The matrix product C = f(op(A) op(B) + bias), row-major, op the identity or the transpose, f an activation.
 //
 // C is computed in tiles that stay in registers: rows × vectors of accumulators, to each of which one step of the
 // depth adds (an element of A) · (a vector of B). An operand that is used often enough is packed into panels, so that
@@ -18,19 +18,17 @@
 #include <utility>
 #include <vector>
 
+#include "native/activation.h"
 #include "native/parallel.h"
+#include "native/vector.h"
 
 namespace jaxnet::gemm {
 
 // The tile: its accumulators, the vectors of B and one element of A just fit into the registers.
-#if defined(__AVX512F__)
-constexpr int64_t kVectorBytes = 64, kRows = 14;  // 32 registers
-#elif defined(__AVX2__)
-constexpr int64_t kVectorBytes = 32, kRows = 6;  // 16 registers
-#elif defined(__aarch64__)
-constexpr int64_t kVectorBytes = 16, kRows = 14;  // 32 registers
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int64_t kRows = 14;  // 32 registers
 #else
-constexpr int64_t kVectorBytes = 16, kRows = 6;  // 16 registers
+constexpr int64_t kRows = 6;  // 16 registers
 #endif
 constexpr int64_t kVectors = 2;
 
@@ -47,32 +45,11 @@ constexpr int64_t kThreadWork = 1 << 21;       // multiply-adds that are worth w
 constexpr int64_t kAwakeThreadWork = 1 << 19;  // ... that are worth calling one that is awake
 
 template <typename T>
-constexpr int64_t kLanes = kVectorBytes / sizeof(T);
-template <typename T>
 constexpr int64_t kColumns = kVectors * kLanes<T>;  // of a panel of B
 template <typename T>
 constexpr int64_t kWidth = (kRows + kLanes<T> - 1) / kLanes<T> * kLanes<T>;  // of a panel of A, whole vectors
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-template <typename T>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(kVectorBytes)));
-};
-template <typename T>
-using Vector = typename VectorOf<T>::type;
-
-template <typename T>
-inline Vector<T> load(const T* from) {
-  Vector<T> v;
-  std::memcpy(&v, from, sizeof v);
-  return v;
-}
-
-template <typename T>
-inline void store(T* to, Vector<T> v) {
-  std::memcpy(to, &v, sizeof v);
-}
 
 // An operand as lines (rows of op(A), columns of op(B)) along the depth.
 template <typename T>
@@ -80,7 +57,8 @@ struct Operand {
   const T* data;
   int64_t stride;
   bool along;            // whether a line lies contiguous in memory
-  const T* y = nullptr;  // if given, laid out as data: the operand is [y > 0] ⊙ data, a product: NaN and infinity stay
+  const T* saved = nullptr;  // if given, laid out as data: the operand is f′(saved) ⊙ data
+  Activation f = Activation::kIdentity;
 
   const T* at(int64_t line, int64_t k) const { return data + (along ? line * stride + k : k * stride + line); }
 };
@@ -156,19 +134,18 @@ void pack(const Operand<T>& x, int64_t line, int64_t lines, int64_t k, int64_t d
   }
 }
 
-// The same, with y.
+// The same, times f′.
 template <typename T>
-void pack_masked(const Operand<T>& x, int64_t line, int64_t lines, int64_t k, int64_t depth, int64_t width, T* out) {
+void pack_times(const Operand<T>& x, int64_t line, int64_t lines, int64_t k, int64_t depth, int64_t width, T* out) {
   constexpr int64_t block = 64;
-  alignas(kVectorBytes) T y[block * std::max(kColumns<T>, kWidth<T>)];
+  alignas(kVectorBytes) T saved[block * std::max(kColumns<T>, kWidth<T>)];
   pack(x, line, lines, k, depth, width, out);
-  for (int64_t d = 0; x.y && d < depth; d += block, out += block * width) {
+  for (int64_t d = 0; x.saved && d < depth; d += block, out += block * width) {
     const int64_t steps = std::min(block, depth - d);
-    pack(Operand<T>{x.y, x.stride, x.along}, line, lines, k + d, steps, width, y);
-    for (int64_t i = 0; i < steps * width; i += kLanes<T>) {
-      const Vector<T> one = Vector<T>{} + 1;
-      store(out + i, load(out + i) * (load(y + i) > 0 ? one : Vector<T>{}));
-    }
+    pack(Operand<T>{x.saved, x.stride, x.along}, line, lines, k + d, steps, width, saved);
+    with<T>(x.f, [&](auto f) {
+      for (int64_t i = 0; i < steps * width; i += kLanes<T>) store(out + i, load(out + i) * f.slope(load(saved + i)));
+    });
   }
 }
 
@@ -260,11 +237,11 @@ struct Region {
 template <typename T>
 class Product {
  public:
-  Product(int64_t rows, int64_t columns, int64_t depth, Operand<T> a, Operand<T> b, const T* bias, T* c, bool relu,
-          T* sums)
-      : columns_(columns), a_(a), b_(b), bias_(bias), c_(c), relu_(relu), sums_(sums) {
+  Product(int64_t rows, int64_t columns, int64_t depth, Operand<T> a, Operand<T> b, const T* bias, Activation f, T* c,
+          T* z, T* sums)
+      : columns_(columns), a_(a), b_(b), bias_(bias), f_(f), c_(c), z_(z), sums_(sums) {
     const bool aliased = a.stride * static_cast<int64_t>(sizeof(T)) % kAliasing == 0;
-    pack_a_ = a.y || columns > (aliased ? kDirectColumnsAliased : kDirectColumns);
+    pack_a_ = a.saved || columns > (aliased ? kDirectColumnsAliased : kDirectColumns);
     total_depth_ = depth;
     panels_ = ceil_div(columns, kColumns<T>);
     const int64_t region_rows = pack_a_ ? kRegionRows : std::max<int64_t>(1, rows);
@@ -307,7 +284,7 @@ class Product {
     while (done_.load(std::memory_order_acquire) < before) std::this_thread::yield();
     if (i < r.compute) {
       const int64_t line = (i - r.pack) * height_;
-      pack_masked(a_, r.row + line, std::min(height_, r.rows - line), r.k, r.depth, kWidth<T>,
+      pack_times(a_, r.row + line, std::min(height_, r.rows - line), r.k, r.depth, kWidth<T>,
                   packed_ + (i - r.pack) * panel_size_);
     } else {
       const int64_t chunk = (i - r.compute) / panels_, tiles = ceil_div(r.rows, height_);
@@ -321,7 +298,7 @@ class Product {
     constexpr int64_t n = kLanes<T>;
     const int64_t wide = std::min(kColumns<T>, columns_ - column);
     const int64_t vectors = ceil_div(wide, n), width = vectors * n;
-    const bool whole = wide == width, direct = whole && !b_.along && !b_.y && first < last;
+    const bool whole = wide == width, direct = whole && !b_.along && !b_.saved && first < last;
     alignas(kVectorBytes) T panel[kDepth * kColumns<T>];
     alignas(kVectorBytes) T edge[kRows * kColumns<T>];  // a tile that is wider than what is left of C
     alignas(kVectorBytes) T bias[kColumns<T>] = {};
@@ -329,7 +306,7 @@ class Product {
     int64_t k = r.k;
     do {
       const int64_t depth = std::min(depth_, r.k + r.depth - k);
-      if (!direct) pack_masked(b_, column, wide, k, depth, width, panel);
+      if (!direct) pack_times(b_, column, wide, k, depth, width, panel);
       for (int64_t t = first; t < last; ++t) {
         const int64_t row = r.row + t * height_, rows = std::min(height_, r.row + r.rows - row);
         const bool packed = !direct || t > first, along = !pack_a_ && a_.along;
@@ -344,7 +321,7 @@ class Product {
         f(depth, a, pack_a_ ? kWidth<T> : a_.stride, packed ? panel : b_.at(column, k), b_.stride,
           sums_ || first + 1 < last ? panel : nullptr, k > 0 ? to : bias, k > 0 ? stride : 0, to, stride,
           t + 1 < last ? to + height_ * stride : to);
-        if (relu_ && k + depth == total_depth_) relu(to, rows, stride, width);
+        if (k + depth == total_depth_) finish(to, stride, row, rows, column, wide);
         if (!whole) {
           for (int64_t i = 0; i < rows; ++i) std::copy_n(edge + i * width, wide, c + i * columns_);
         }
@@ -354,13 +331,15 @@ class Product {
     } while (k < r.k + r.depth);
   }
 
-  static void relu(T* c, int64_t rows, int64_t stride, int64_t width) {
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t j = 0; j < width; j += kLanes<T>) {
-        const Vector<T> z = load(c + i * stride + j);
-        store(c + i * stride + j, z < 0 ? Vector<T>{} : z);  // NaN stays
+  // Of a tile that is summed up: z is kept, if asked for, and f is applied.
+  void finish(T* c, int64_t stride, int64_t row, int64_t rows, int64_t column, int64_t wide) const {
+    for (int64_t i = 0; z_ && i < rows; ++i) std::copy_n(c + i * stride, wide, z_ + (row + i) * columns_ + column);
+    if (f_ == Activation::kIdentity) return;
+    with<T>(f_, [&](auto f) {
+      for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t j = 0; j < wide; j += kLanes<T>) store(c + i * stride + j, f.value(load(c + i * stride + j)));
       }
-    }
+    });
   }
 
   // The sums of a panel's columns: of one block of the depth, and then of the blocks.
@@ -375,9 +354,8 @@ class Product {
   int64_t columns_;
   Operand<T> a_, b_;
   const T* bias_;
-  T* c_;
-  bool relu_;
-  T* sums_;
+  Activation f_;
+  T *c_, *z_, *sums_;
   bool pack_a_;
   int64_t total_depth_, panels_, height_, chunks_, depth_, panel_size_, scratch_size_;
   std::vector<Region> regions_;
@@ -385,14 +363,14 @@ class Product {
   std::atomic<int64_t> done_{0};
 };
 
-// C [rows, columns] = f(op(A) op(B) + bias), f relu or the identity. If given, `bias` is added and the sums of B's
-// columns are written to `sums`.
+// C [rows, columns] = f(op(A) op(B) + bias). What is null is left out: `bias`; `z`, to which goes what f is of; `sums`,
+// to which go the sums of B's columns.
 template <typename T>
 void product(xla::ffi::ThreadPool& pool, int64_t rows, int64_t columns, int64_t depth, Operand<T> a, Operand<T> b,
-             const T* bias, T* c, bool relu, T* sums) {
+             const T* bias, Activation f, T* c, T* z, T* sums) {
   if (columns == 0 || (rows == 0 && !sums)) return;
   const int64_t worth = pool_awake() ? kAwakeThreadWork : kThreadWork;
-  Product<T>(rows, columns, depth, a, b, bias, c, relu, sums).run(pool, 1 + rows * columns * depth / worth);
+  Product<T>(rows, columns, depth, a, b, bias, f, c, z, sums).run(pool, 1 + rows * columns * depth / worth);
 }
 
 }  // namespace jaxnet::gemm

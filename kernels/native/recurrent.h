@@ -18,10 +18,7 @@ namespace jaxnet::recurrent {
 
 using gemm::ceil_div;
 using gemm::kColumns;
-using gemm::kLanes;
 using gemm::kRows;
-using gemm::kVectorBytes;
-using gemm::Vector;
 
 constexpr int64_t kBlockRows = 4 * kRows;  // at most, so that the state stays in the second-level cache
 constexpr int64_t kBlockRowsLeast = 4;     // fewer aren't worth reading all weights once more
@@ -58,21 +55,6 @@ T* optional(const xla::ffi::RemainingRets& results, size_t i) {
   return i < results.size() ? (*results.get<xla::ffi::AnyBuffer>(i))->typed_data<T>() : nullptr;
 }
 
-// The first `count` elements, or a whole vector if there are more.
-template <typename T>
-inline Vector<T> load(const T* from, int64_t count) {
-  if (count >= kLanes<T>) return gemm::load(from);
-  Vector<T> v{};
-  std::memcpy(&v, from, count * sizeof(T));
-  return v;
-}
-
-template <typename T>
-inline void store(T* to, Vector<T> v, int64_t count) {
-  if (count >= kLanes<T>) return gemm::store(to, v);
-  std::memcpy(to, &v, count * sizeof(T));
-}
-
 // Rows of [batch, hidden] into state, and back.
 template <typename T>
 inline void copy_in(const T* from, Rows rows, int64_t hidden, T* state, int64_t stride) {
@@ -103,7 +85,7 @@ void few_rows(int64_t depth, const T* a, int64_t a_stride, const T* b, int64_t d
     for (int t = 0; t < tiles; ++t) {
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; ++v) {
-        const Vector<T> column = gemm::load(b + t * distance + v * n);
+        const Vector<T> column = load(b + t * distance + v * n);
 #pragma GCC unroll 3
         for (int i = 0; i < rows; ++i) sum[t][i][v] += a[i * a_stride + k] * column;
       }
@@ -114,7 +96,7 @@ void few_rows(int64_t depth, const T* a, int64_t a_stride, const T* b, int64_t d
 #pragma GCC unroll 3
     for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) gemm::store(sums + t * kGate<T> + i * kColumns<T> + v * n, sum[t][i][v]);
+      for (int v = 0; v < vectors; ++v) store(sums + t * kGate<T> + i * kColumns<T> + v * n, sum[t][i][v]);
     }
   }
 }

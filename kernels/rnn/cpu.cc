@@ -9,12 +9,9 @@ namespace jaxnet {
 namespace {
 
 namespace ffi = xla::ffi;
-using recurrent::load;
 using recurrent::Rows;
 using recurrent::Sequence;
-using recurrent::store;
 using recurrent::Units;
-using recurrent::Vector;
 
 template <typename T>
 struct Forward {
@@ -39,14 +36,14 @@ struct Forward {
     weights.multiply(now, stride(), rows.count, units, [&](int64_t i, int64_t unit, int64_t n, const T* sums) {
       const int64_t row = rows.first + i, at = (t * of.batch + row) * of.hidden + unit, own = i * stride() + unit;
       const bool within = of.within(t, row);
-      const Vector<T> h_before = gemm::load(now + own);
+      const Vector<T> h_before = load(now + own);
       Vector<T> h = h_before;
       if (within) {
         __builtin_prefetch(a + at + of.ahead(1));
-        const Vector<T> z = load(a + at, n) + gemm::load(sums);
+        const Vector<T> z = load(a + at, n) + load(sums);
         h = !relu ? math::tanh<T>(z) : z < 0 ? Vector<T>{} : z;  // NaN stays
       }
-      gemm::store(next + own, h);
+      store(next + own, h);
       store(y + (row * of.steps + t) * of.hidden + unit, within ? h : Vector<T>{}, n);
       if (!kept) return;
       store(kept + at, h, n);
@@ -77,7 +74,7 @@ struct Backward {
     if (phase > 0) {
       const int64_t last = of.time(of.steps - phase);
       weights.multiply(dz_before, stride(), rows.count, units, [&](int64_t i, int64_t unit, int64_t, const T* sums) {
-        if (of.within(last, rows.first + i)) gemm::store(state + i * stride() + unit, gemm::load(sums));
+        if (of.within(last, rows.first + i)) store(state + i * stride() + unit, load(sums));
       });
     }
     if (phase == of.steps) return;
@@ -87,10 +84,10 @@ struct Backward {
       if (of.within(t, row)) {
         const Vector<T> h = load(kept + at, n), one = Vector<T>{} + 1;
         __builtin_prefetch(kept + at - of.ahead(1));
-        const Vector<T> dh = gemm::load(state + own) + load(dy + (row * of.steps + t) * of.hidden + unit, n);
+        const Vector<T> dh = load(state + own) + load(dy + (row * of.steps + t) * of.hidden + unit, n);
         dz = dh * (relu ? (h > 0 ? one : Vector<T>{}) : (1 - h) * (1 + h));
       }
-      gemm::store(dz_after + own, dz);
+      store(dz_after + own, dz);
       store(da + at, dz, n);
     });
   }

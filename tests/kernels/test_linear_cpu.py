@@ -1,6 +1,7 @@
 """The compiled matrix products: values, shapes, transformations, instruction sets, threads, devices."""
 
 import hashlib
+import math
 import os
 from functools import partial
 
@@ -19,13 +20,13 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
-def run(kind, a, b, bias=None, y=None, relu=False):
-    """op(A) op(B) + bias; with `y`, the values of a relu, of what is dz: A, or B where A is transposed."""
-    a, b, bias, y = jax.tree.map(jnp.asarray, (a, b, bias, y))
+def run(kind, a, b, bias=None, saved=None, slope="identity"):
+    """op(A) op(B) + bias; with a `slope`, f′(saved) of what is dz: A, or B where A is transposed."""
+    a, b, bias, saved = jax.tree.map(jnp.asarray, (a, b, bias, saved))
     if kind == "TN":
         assert bias is None
-        return cpu.gradients(a, b, y)[0]
-    return cpu.product(a, b, y, bias, transpose_b=KINDS[kind][1], relu=relu)
+        return cpu.gradients(a, b, saved, slope=slope)[0]
+    return cpu.product(a, b, saved, bias, transpose_b=KINDS[kind][1], slope=slope)[0]
 
 
 def numpy_product(kind, a, b, bias=None):
@@ -102,15 +103,34 @@ FUSED = [
 ]
 
 
+ACTIVATIONS = {
+    "relu": activations.relu,
+    "tanh": activations.tanh,
+    "sigmoid": activations.sigmoid,
+    "silu": activations.silu,
+    "gelu": activations.gelu,
+    "gelu exact": partial(activations.gelu, approximate=False),
+}
+every_activation = pytest.mark.parametrize("name", ACTIVATIONS)
+
+
 @both_dtypes
+@every_activation
 @pytest.mark.parametrize("size", FUSED)
-def test_relu(size, dtype):
+def test_activation_of_the_product_and_what_it_is_of(name, size, dtype):
     with jax.enable_x64(dtype == np.float64):
-        args = operands("NN", *size, dtype)
-        args[0][-1:, :1] = np.nan
-        with np.errstate(invalid="ignore"):
-            expected = np.maximum(np.asarray(run("NN", *args)), 0)
-        np.testing.assert_array_equal(run("NN", *args, relu=True), expected)
+        a, b, bias = operands("NN", *size, dtype)
+        a[-1:, :1] = np.nan
+        z = run("NN", a, b, bias)
+        found, kept = cpu.product(*map(jnp.asarray, (a, b)), None, jnp.asarray(bias), activation=name, keep=True)
+        np.testing.assert_array_equal(kept, z)
+        # f is computed to some units in the last place, here and by XLA; gelu's σ of up to 2 |z|³ to as many eps.
+        bound = 16 * np.finfo(dtype).eps * (1 + np.abs(z)) ** 3
+        assert np.all(np.isnan(found) == np.isnan(z))
+        assert not np.any(np.abs(found - ACTIVATIONS[name](z)) > bound)
+        plain, nothing = cpu.product(*map(jnp.asarray, (a, b)), None, jnp.asarray(bias), activation=name)
+        assert nothing is None
+        np.testing.assert_array_equal(plain, found)
 
 
 @both_dtypes
@@ -118,14 +138,82 @@ def test_relu(size, dtype):
 @pytest.mark.parametrize("size", FUSED)
 def test_derivative_of_relu(kind, size, dtype):
     with jax.enable_x64(dtype == np.float64):
-        a, b, _ = operands(kind, *size, dtype)
-        where = 1 if kind == "TN" else 0
-        dy = (a, b)[where]
-        y = np.random.default_rng(1).normal(size=dy.shape).astype(dtype).clip(0)
-        dy[-1:, -1:], y[-1:, -1:] = np.nan, 0  # 0 · NaN stays
-        dz = dy * (y > 0)
-        plain = (a, dz) if where else (dz, b)
-        np.testing.assert_allclose(run(kind, a, b, y=y), run(kind, *plain), rtol=1e-5, atol=1e-5)
+        check_slope("relu", kind, size, dtype)
+
+
+@every_activation
+@every_kind
+def test_derivatives(name, kind):
+    for dtype in (np.float32, np.float64):
+        with jax.enable_x64(dtype == np.float64):
+            check_slope(name, kind, (33, 70, 45), dtype)
+
+
+def check_slope(name, kind, size, dtype):
+    a, b, _ = operands(kind, *size, dtype)
+    where = 1 if kind == "TN" else 0
+    dy = (a, b)[where]
+    z = jnp.asarray(3 * np.random.default_rng(1).normal(size=dy.shape), dtype)
+    dy[-1:, -1:] = np.nan  # 0 · NaN stays
+    dz = np.asarray(activations.pullback(ACTIVATIONS[name])(z, dy))
+    saved = ACTIVATIONS[name](z) if name in ("relu", "tanh") else z
+    plain = (a, dz) if where else (dz, b)
+    # Beside `check`'s bound some eps of each slope, which is at most 1.2; of tanh's 1 − y that y has lost.
+    eps, depth = float(np.finfo(dtype).eps), plain[0].shape[0 if where else 1]
+    size = run(kind, *(np.abs(x) for x in ((a, dy) if where else (dy, b))))
+    gap = np.abs(run(kind, a, b, saved=saved, slope=name) - run(kind, *plain))
+    assert not np.any(gap > (2 * depth + 100) * eps * size)
+    assert np.all(np.isnan(gap) == np.isnan(size))
+
+
+FUNCTIONS = {
+    "tanh": np.tanh,
+    "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
+    "silu": lambda z: z / (1 + np.exp(-z)),
+}
+
+
+@pytest.mark.parametrize(("dtype", "wide"), [("float32", np.float64), ("float64", np.longdouble)])
+def test_functions_to_units_in_the_last_place(dtype, wide):
+    """tanh and σ to 2, z σ to the third that the product adds; edges as they should be."""
+    with jax.enable_x64(dtype == "float64"):
+        z = np.geomspace(1e-12, 60, 40_001)
+        z = np.concatenate([-z[::-1], [0.0], z]).astype(dtype)
+        for name, f in FUNCTIONS.items():
+            check_units(name, z, f(z.astype(wide)), 3 if name == "silu" else 2)
+        edges = np.array([0.0, -0.0, 1e30, -1e30, np.inf, -np.inf, np.nan], dtype)
+        for name, f in ACTIVATIONS.items():
+            np.testing.assert_array_equal(of(name, edges), f(edges))
+
+
+def test_the_normal_distribution_to_units_in_the_last_place():
+    """z Φ(z): 4 of Φ and one of the product, as far as Φ is a normal number; in float64 2 of erfc in C."""
+    for dtype, top, units in (("float32", 12.9, 4), ("float64", 37.0, 6)):
+        with jax.enable_x64(dtype == "float64"):
+            z = np.geomspace(1e-6, top, 20_001)
+            z = np.concatenate([-z[::-1], z]).astype(dtype)
+            phi = distribution(z)
+            bound = np.abs(z) * units * np.spacing(phi.astype(dtype))
+            bound += np.spacing(np.abs(z * phi).astype(dtype))
+            assert np.all(np.abs(of("gelu exact", z) - z * phi) <= bound)
+
+
+def distribution(z):
+    """Φ(z) = erfc(t) / 2, t = −z/√2, which is rounded: its rest moves erfc by its derivative −2/√π e^(−t²)."""
+    t = -z.astype(np.longdouble) / np.sqrt(np.longdouble(2))
+    near = t.astype(np.float64)
+    erfc = np.array([math.erfc(each) for each in near])
+    return (erfc - (t - near) * 2 / np.sqrt(np.pi) * np.exp(-(near**2))) / 2
+
+
+def of(name, z):
+    one = jnp.ones((1, 1), z.dtype)
+    return np.asarray(cpu.product(jnp.asarray(z)[:, None], one, None, None, activation=name)[0])[:, 0]
+
+
+def check_units(name, z, expected, units):
+    spacing, normal = np.spacing(np.abs(expected).astype(z.dtype)), np.abs(expected) >= np.finfo(z.dtype).tiny
+    assert np.all((np.abs(of(name, z) - expected) <= units * spacing)[normal])
 
 
 @both_dtypes
@@ -136,7 +224,7 @@ def test_gradient_of_the_bias(size, masked, dtype):
         x, dy, _ = operands("TN", *size, dtype)
         y = np.random.default_rng(1).normal(size=dy.shape).astype(dtype).clip(0) if masked else None
         dz = (dy * (y > 0) if masked else dy).astype(np.float64)
-        _, found = cpu.gradients(*jax.tree.map(jnp.asarray, (x, dy, y)))
+        _, found = cpu.gradients(*jax.tree.map(jnp.asarray, (x, dy, y)), slope="relu" if masked else "identity")
         # As in `check`: one rounding for each of the terms.
         bound = len(dz) * np.finfo(dtype).eps * np.abs(dz).sum(0)
         assert found.dtype == dtype
@@ -210,7 +298,7 @@ def test_transformed_gradients(transform, activation, x64):
     close(transform(by_cpu)(*args), transform(by_xla)(*args))
 
 
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("activation", ["silu", "relu"])
 @pytest.mark.parametrize("axes", [(0, None, None), (None, 0, None), (None, None, 0), (0, 0, 0), (2, 1, None)])
 def test_vmap(axes, activation, x64):
     args, _ = arguments((4, 5))
@@ -233,7 +321,7 @@ def test_vmap(axes, activation, x64):
 
 
 @pytest.mark.parametrize("mode", [jax.jacrev, jax.jacfwd])
-@pytest.mark.parametrize("activation", [None, "tanh", "relu", "softmax"])
+@pytest.mark.parametrize("activation", [None, "tanh", "relu", "softmax", "gelu"])
 def test_second_order(mode, activation, x64):
     args, _ = arguments((3,), 4, 5)
 
@@ -328,7 +416,10 @@ def test_every_instruction_set(isa):
     needs(isa)
     code = HERE + "import numpy as np; from jaxnet.kernels import ffi; "
     code += "[t.test_sizes(kind, d) for kind in t.KINDS "
-    code += "for d in (np.float32, np.float64)]; print(ffi.isa())"
+    code += "for d in (np.float32, np.float64)]; "
+    code += "[t.test_functions_to_units_in_the_last_place(*d) "
+    code += "for d in (('float32', np.float64), ('float64', np.longdouble))]; "
+    code += "t.test_the_normal_distribution_to_units_in_the_last_place(); print(ffi.isa())"
     assert output(code, JAXNET_ISA=isa) == isa
 
 
@@ -339,7 +430,7 @@ def digest():
             a, b, bias = operands(kind, *size)
             found.update(np.asarray(run(kind, a, b, bias)).tobytes())
             dy = b if kind == "TN" else a
-            found.update(np.asarray(run(kind, a, b, y=dy)).tobytes())
+            found.update(np.asarray(run(kind, a, b, saved=dy, slope="gelu")).tobytes())
             found.update(np.asarray(cpu.gradients(jnp.asarray(dy), jnp.asarray(dy), None)[1]).tobytes())
     return found.hexdigest()
 

@@ -241,8 +241,8 @@ def test_a_pullback_leaves_jit_and_is_a_pytree():
     close((y, pullback(dy)), (plain_y, plain_pullback(dy)), rtol=1e-5, atol=1e-6)
 
 
-def test_without_an_activation_no_z_is_kept():
-    assert forward(None, *arguments())[1].z is None
+def test_without_an_activation_nothing_is_kept():
+    assert forward(None, *arguments())[1].saved is None
 
 
 @pytest.mark.parametrize("value", [jnp.nan, jnp.inf])

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnet import verify
+from jaxnet import ops, verify
+from jaxnet.verify import precision
 
 SEEDS = range(1, 2)
 
@@ -111,6 +112,13 @@ def test_softmax_of_large_values(seed: int) -> None:
     weights = draw(seed + 1, 4, 9)
     passes(lambda x: (jax.nn.softmax(x) * weights).sum(), draw(seed, 4, 9, scale=30.0) + 1e3)
     passes(lambda x: jax.nn.logsumexp(x, axis=-1).sum(), draw(seed, 4, 9, scale=3.0) - 1e3)
+
+
+def test_elements_that_are_zero_but_for_rounding_in_a_large_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A constant added to all keys moves no weight. In large trees the noise of a gradient is known roughly."""
+    monkeypatch.setattr(precision, "_MANY", 0)
+    query, key, bias = draw(0, 1, 3, 16, 64), draw(1, 1, 4, 16, 64), draw(2, 16, 64)
+    passes(lambda query, key, bias: ops.attention(query, key + bias[None, None], key), query, key, bias)
 
 
 def test_gradient_that_is_zero_but_for_rounding() -> None:
