@@ -5,7 +5,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_ROOMS = ("activations", "data", "layers", "losses", "networks", "ops", "train", "verify")
+_ROOMS = ("activations", "data", "interop", "layers", "losses", "networks", "ops", "train", "verify")
 __all__ = ["using", *_ROOMS]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from jaxnet import verify
@@ -31,7 +32,8 @@ def run(name: str, folder: Path) -> dict[str, Any]:
 
 
 def test_every_block_is_run_by_a_test_below() -> None:
-    assert set(blocks()) == {"In twenty lines", "Prove your own gradients", "Prove your own gradients 2"}
+    prove = "Prove your own gradients"
+    assert set(blocks()) == {"In twenty lines", prove, f"{prove} 2", "In a Flax model"}
 
 
 @pytest.mark.slow
@@ -59,3 +61,11 @@ def test_a_kernel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     test: dict[str, Any] = {"swish": case.function, "jax": jax}
     exec(blocks()["Prove your own gradients 2"], test)
     test["test_swish"](verify.assert_gradients)
+
+
+def test_a_flax_model(tmp_path: Path) -> None:
+    pytest.importorskip("flax", reason="Flax is optional: pip install '.[flax]'")
+    names = run("In a Flax model", tmp_path)
+    expected = names["nn"].RNN(names["nn"].OptimizedLSTMCell(128)).apply(names["params"], names["x"])
+    # Sums of 32 + 128 products, over 50 steps.
+    np.testing.assert_allclose(names["y"], expected, atol=50 * 160 * np.finfo("float32").eps)

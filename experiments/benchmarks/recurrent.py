@@ -21,6 +21,7 @@ from timing import Contender, gemm_rate, heading, measure, table
 
 from jaxnet import ops, using
 from jaxnet.cli.workloads import RECURRENT as SIZES
+from jaxnet.interop.flax import linen
 
 # gates, jaxnet, Flax's cell, PyTorch's module
 CELLS: dict[str, tuple[int, Callable[..., Any], Callable[..., Any], type[torch.nn.RNNBase]]] = {
@@ -47,10 +48,11 @@ def main() -> None:
                 continue
             for backward in (False, True):
                 contenders = {
-                    "Flax": in_flax(name, (batch, time, inputs), hidden, backward),
+                    "Flax": in_flax(nn.RNN, name, (batch, time, inputs), hidden, backward),
                     "PyTorch": in_torch(name, (batch, time, inputs), hidden, backward),
                     "jaxnet by XLA": in_jaxnet(name, "xla", (batch, time, inputs), hidden, backward),
                     "jaxnet": in_jaxnet(name, None, (batch, time, inputs), hidden, backward),
+                    "jaxnet in Flax": in_flax(linen.RNN, name, (batch, time, inputs), hidden, backward),
                 }
                 times = measure(contenders, args.rounds, args.repeats)
                 floor = (2 + 4 * backward) * batch * time * (inputs + hidden) * gates * hidden / rate / 1e6
@@ -75,8 +77,8 @@ def in_jaxnet(
         return in_jax(outputs, (draw(*shape), *weights, draw(gates * hidden)), (*shape[:2], hidden), backward)
 
 
-def in_flax(name: str, shape: tuple[int, ...], hidden: int, backward: bool) -> Contender:
-    module, x = nn.RNN(CELLS[name][2](hidden)), jnp.asarray(draw(*shape))
+def in_flax(rnn: type[nn.RNN], name: str, shape: tuple[int, ...], hidden: int, backward: bool) -> Contender:
+    module, x = rnn(CELLS[name][2](hidden)), jnp.asarray(draw(*shape))
     params = module.init(jax.random.key(0), x)
     return in_jax(lambda x, params: module.apply(params, x), (x, params), (*shape[:2], hidden), backward)
 

@@ -1,0 +1,1 @@
+"""The library inside other libraries, each of them optional: `jaxnet.interop.flax`."""
