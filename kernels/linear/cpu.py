@@ -15,6 +15,7 @@ ACTIVATIONS = (IDENTITY, "relu", "tanh", "sigmoid", "silu", "gelu", "gelu exact"
 
 _SMALL = 1 << 12  # multiply-adds; below, XLA's inlined loops are faster than a call
 _FEW = 24  # rows; below, B is used too seldom to be packed
+_SHORT, _LARGE = 8, 1 << 19  # a depth, and elements of C: with less to sum and more to write memory is what counts
 
 
 def slow(rows: int, depth: int, columns: int) -> str | None:
@@ -22,6 +23,8 @@ def slow(rows: int, depth: int, columns: int) -> str | None:
     size = rows * depth * columns
     if size < _SMALL:
         return f"a product of {size} multiply-adds is too small"
+    if depth < _SHORT and rows * columns > _LARGE:
+        return f"sums of {depth} products are too short for so large a result"
     return f"{rows} rows are too few" if rows < _FEW else None
 
 
