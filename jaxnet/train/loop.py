@@ -143,13 +143,16 @@ class _Trainer:
         if not first.size:
             raise ValueError(f"a batch must have at least one example; got x of shape {first.shape}")
         loss = getattr(self.step.loss, "func", self.step.loss)  # of a partial, as with label smoothing
+        ignored = getattr(self.step.loss, "keywords", {}).get("ignore_label")
         if loss is losses.cross_entropy and self.step.net is not None and np.issubdtype(target.dtype, np.integer):
             if not hasattr(self, "classes"):
                 inner = 1 if self.step.steps else 0
                 one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[inner:], a.dtype), x)
                 seen, _ = jax.eval_shape(partial(augmented, self.step.augment), state, one)
                 self.classes = jax.eval_shape(self.step.net.apply, state.params, seen).shape[-1]
-            losses.check_labels(np.asarray(target), self.classes, "cross_entropy")
+            labels = np.asarray(target)
+            labels = labels if ignored is None else labels[labels != ignored]
+            losses.check_labels(labels, self.classes, "cross_entropy")
 
     def _record(self, epoch: int, first: int, metrics: Mapping[str, Array], examples: int) -> None:
         values = {name: np.atleast_1d(np.asarray(value)) for name, value in metrics.items()}

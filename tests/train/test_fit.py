@@ -167,6 +167,15 @@ def test_looks_at_the_labels_of_a_smoothed_loss(single):
         train.fit(single.state(), step, [handmade(y=(0, 1, 2, 9))])
 
 
+def test_leaves_the_ignored_label_alone(single):
+    padded = partial(losses.cross_entropy, ignore_label=-1)
+    step = train.make_step(single.net, padded, single.optimizer)
+    state = train.fit(single.state(), step, [handmade(y=(0, -1, 2, -1))], progress=False)
+    assert int(state.step) == 1
+    with pytest.raises(ValueError, match="got the label 9"):
+        train.fit(single.state(), step, [handmade(y=(0, -1, 2, 9))])
+
+
 def test_looks_at_the_labels_of_what_augmentation_makes():
     """Which may be of another shape than the batch."""
     net, (x, y) = networks.feedforward([14, 3]), handmade()
