@@ -2,11 +2,18 @@
 
     python experiments/benchmarks/products.py
 
-a b as in a layer's forward pass, then a bᵀ and aᵀ b as in its backward pass. SciPy's BLAS is the one that jaxlib
-calls in its linear algebra. The last column is the kernel's part of the best rate at the square of 2048.
+a b as in a layer's forward pass, a bᵀ and aᵀ b as in its backward pass. SciPy's BLAS is the one that jaxlib calls
+in its linear algebra. Each library runs in processes of its own, in turns: the threads of one, which wait for
+more work for a while, would take the cores from the next.
 """
 
 import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,77 +21,91 @@ import numpy as np
 import scipy.linalg.blas
 import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
-from timing import Contender, gemm_rate, heading, measure
+from timing import heading
 
 from jaxnet.kernels.linear import cpu
 
 SIZES = [(1024, 1024, 1024), (32, 512, 2048), (12, 128, 512), (2048, 256, 1024), (128, 784, 512), (1, 784, 512)]
 KINDS = {"a b": (False, False), "a bᵀ": (False, True), "aᵀ b": (True, False)}
+LIBRARIES = ["jaxnet", "XLA", "NumPy", "SciPy", "PyTorch"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.05, help="of each contender in each round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--library", choices=LIBRARIES, help="print the rates of one, as JSON")
     args = parser.parse_args()
+    if args.library:
+        print(json.dumps([rate(args.library, kind, *size) for size in SIZES for kind in KINDS]))
+        return
 
-    console = Console(width=120)
+    console = Console(width=110)
     heading(console, "numpy", "scipy")
-    rate = gemm_rate()
-    result = Table(title="GFLOP/s")
-    names = list(contenders("a b", 1, 1, 1))
+    found: dict[str, list[list[float]]] = {name: [] for name in LIBRARIES}
+    for _ in track(range(args.rounds), "rounds", console=Console(stderr=True), transient=True):
+        for name in LIBRARIES:
+            command = [sys.executable, __file__, "--library", name]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            found[name].append(json.loads(output))
+    rates = {
+        name: [statistics.median(each) for each in zip(*rounds, strict=True)] for name, rounds in found.items()
+    }
+    best = max(max(each) for each in rates.values())
+    result = Table(title=f"GFLOP/s; best {best:.0f}")
     result.add_column("rows × depth × columns", no_wrap=True)
-    for column in (*names, "jaxnet, % of the best", f"% of {rate:.0f} GFLOP/s"):
+    for column in (*LIBRARIES, "jaxnet, % of the fastest other", "% of the best"):
         result.add_column(column, justify="right")
-    for rows, depth, columns in SIZES:
-        for kind in KINDS:
-            operations = 2 * rows * depth * columns
-            each = contenders(kind, rows, depth, columns)
-            times = measure(each, args.rounds, max(3, int(args.seconds * rate * 1e9 / operations)))
-            rates = [operations / times.seconds(name) / 1e9 for name in names]
-            others = max(names[1:], key=lambda name: 1 / times.seconds(name))
-            percent = f"{100 * times.ratio(names[0], others):.0f}", f"{100 * rates[0] / rate:.0f}"
-            result.add_row(f"{rows}×{depth}×{columns}, {kind}", *(f"{r:.1f}" for r in rates), *percent)
+    cases = [f"{m}×{k}×{n}, {kind}" for m, k, n in SIZES for kind in KINDS]
+    for case, *row in zip(cases, *rates.values(), strict=True):
+        percent = 100 * row[0] / max(row[1:]), 100 * row[0] / best
+        result.add_row(case, *(f"{r:.1f}" for r in row), *(f"{p:.0f}" for p in percent))
     console.print(result)
 
 
-def contenders(kind: str, rows: int, depth: int, columns: int) -> dict[str, Contender]:
-    rng = np.random.default_rng(0)
-    shapes = (rows, depth), (depth, columns)
-    a, b = (
-        rng.normal(size=shape[::-1] if transposed else shape).astype(np.float32)
-        for shape, transposed in zip(shapes, KINDS[kind], strict=True)
-    )
-    left, right = (x.T if transposed else x for x, transposed in zip((a, b), KINDS[kind], strict=True))
-    c, to = np.empty((rows, columns), np.float32), torch.empty(rows, columns)
-    of_a, of_b = (
-        torch.from_numpy(x).T if t else torch.from_numpy(x) for x, t in zip((a, b), KINDS[kind], strict=True)
-    )
+def rate(library: str, kind: str, rows: int, depth: int, columns: int) -> float:
+    """The median of a quarter of a second."""
+    run, times = product(library, kind, rows, depth, columns), []
+    run()
+    end = time.perf_counter() + 0.25
+    while (start := time.perf_counter()) < end or len(times) < 3:
+        run()
+        times.append(time.perf_counter() - start)
+    return 2 * rows * depth * columns / statistics.median(times) / 1e9
+
+
+def product(library: str, kind: str, rows: int, depth: int, columns: int) -> Callable[[], object]:
+    rng, (transpose_a, transpose_b) = np.random.default_rng(0), KINDS[kind]
+    a = rng.normal(size=(depth, rows) if transpose_a else (rows, depth)).astype(np.float32)
+    b = rng.normal(size=(columns, depth) if transpose_b else (depth, columns)).astype(np.float32)
 
     def kernel(a: jax.Array, b: jax.Array) -> jax.Array:
-        if KINDS[kind][0]:
-            return cpu.gradients(a, b, None)[0]
-        return cpu.product(a, b, None, None, transpose_b=KINDS[kind][1])[0]
+        return (
+            cpu.gradients(a, b, None)[0]
+            if transpose_a
+            else cpu.product(a, b, None, None, transpose_b=transpose_b)[0]
+        )
 
     def dot(a: jax.Array, b: jax.Array) -> jax.Array:
-        return (a.T if KINDS[kind][0] else a) @ (b.T if KINDS[kind][1] else b)
+        return (a.T if transpose_a else a) @ (b.T if transpose_b else b)
 
-    def compiled(f: object) -> Contender:
+    if library in ("jaxnet", "XLA"):
         arrays = jnp.asarray(a), jnp.asarray(b)
-        program = jax.jit(f).lower(*arrays).compile()
-        return Contender(lambda: jax.block_until_ready(program(*arrays)))
-
-    return {
-        "jaxnet": compiled(kernel),
-        "XLA": compiled(dot),
-        "NumPy": Contender(lambda: np.matmul(left, right, out=c)),
-        # Of Fortran's order: (a b)ᵀ = bᵀ aᵀ.
-        "SciPy": Contender(
-            lambda: scipy.linalg.blas.sgemm(1.0, b.T, a.T, trans_a=KINDS[kind][1], trans_b=KINDS[kind][0])
-        ),
-        "PyTorch": Contender(lambda: torch.matmul(of_a, of_b, out=to)),
-    }
+        program = jax.jit(kernel if library == "jaxnet" else dot).lower(*arrays).compile()
+        return lambda: jax.block_until_ready(program(*arrays))
+    if library == "SciPy":  # of Fortran's order: (a b)ᵀ = bᵀ aᵀ
+        return lambda: scipy.linalg.blas.sgemm(1.0, b.T, a.T, trans_a=transpose_b, trans_b=transpose_a)
+    if library == "NumPy":
+        left, right, c = (
+            a.T if transpose_a else a,
+            b.T if transpose_b else b,
+            np.empty((rows, columns), np.float32),
+        )
+        return lambda: np.matmul(left, right, out=c)
+    x, y = torch.from_numpy(a), torch.from_numpy(b)
+    x, y, z = x.T if transpose_a else x, y.T if transpose_b else y, torch.empty(rows, columns)
+    return lambda: torch.matmul(x, y, out=z)
 
 
 if __name__ == "__main__":
