@@ -167,9 +167,10 @@ def tanh(x: Array) -> Array:
 
 
 @_named
-@elementwise(lambda x: (x > 0).astype(x.dtype))
+@elementwise(lambda x: jnp.where(x > 0, jnp.ones_like(x), jnp.zeros_like(x)))  # not astype: see below
 def relu(x: Array) -> Array:
     """f(x) = max(x, 0),  f′(x) = [x > 0]."""
+    # XLA makes [x > 0].astype(dtype) · dy a choice between dy and 0, in which 0 · NaN is lost.
     return jnp.maximum(x, 0)
 
 

@@ -7,12 +7,16 @@ loads the best that the CPU runs and registers its targets. The environment vari
 
 import ctypes
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import P
+from jax.custom_batching import custom_vmap
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import Mesh, NamedSharding
 
 from . import __path__ as _folders  # two in an editable install: the sources, and what was built
 
@@ -132,3 +136,73 @@ def call(
     axes = frozenset().union(*varying)
     args = tuple(jax.lax.pcast(x, tuple(axes - v), to="varying") for x, v in zip(args, varying, strict=True))
     return [jax.lax.pcast(y, tuple(axes), to="varying") for y in kernel(*args, **attributes)]
+
+
+def spread_call(name: str, axes: str, *args: jax.Array, **options: Any) -> list[jax.Array]:
+    """`call`, but each device computes its own rows, see `spread`; all results are of the dtype of `args[0]`."""
+
+    def part(*args: jax.Array) -> list[jax.Array]:
+        arguments, results = _names(axes)
+        sizes = {
+            n: size
+            for names, x in zip(arguments, args, strict=True)
+            for n, size in zip(names, x.shape, strict=True)
+        }
+        shapes = ([sizes[n] for n in names] for names in results)
+        return call(name, [jax.ShapeDtypeStruct(shape, args[0].dtype) for shape in shapes], *args, **options)
+
+    return spread(part, axes)(*args)
+
+
+def spread(kernel: Callable[..., list[jax.Array]], axes: str) -> Callable[..., list[jax.Array]]:
+    """The kernel, of whose rows each device computes its own where they are sharded automatically.
+
+    Args:
+        kernel: a function of arrays.
+        axes: the names of the axes of its arguments and results: `"R i, R o -> i o"`. Along those in capitals it
+            computes one row like another; a result without them is a sum over them. All others are whole on each
+            device.
+    """
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        return kernel  # inside `jax.shard_map`, of the rows of this device
+    arguments, results = _names(axes)
+    names = dict.fromkeys(n for argument in arguments for n in argument)
+    kept = {n for result in results for n in result}
+
+    def partition(mesh: Mesh, args: Sequence[Any], _: Any) -> tuple[Any, ...]:
+        over: dict[str, Any] = {}  # where the rows lie: an axis of the mesh, or several
+        for argument, x in zip(arguments, args, strict=True):
+            over |= {
+                n: on for n, on in zip(argument, x.sharding.spec, strict=True) if n.isupper() and on is not None
+            }
+
+        def part(*args: jax.Array) -> list[jax.Array]:
+            found = kernel(*args)
+            for n in over.keys() - kept:
+                found = [jax.lax.psum(y, over[n]) for y in found]
+            return found
+
+        def lies(names: list[str]) -> NamedSharding:
+            return NamedSharding(mesh, P(*map(over.get, names)))
+
+        return mesh, part, [*map(lies, results)], tuple(map(lies, arguments))
+
+    run = custom_partitioning(kernel)
+    run.def_partition(
+        partition,
+        sharding_rule=axes,
+        reduction_factors=tuple(n for n in names if n.isupper() and n not in kept),
+        need_replication_factors=tuple(n for n in names if not n.isupper()),
+    )
+    mapped = custom_vmap(run)  # `custom_partitioning` has no rule for `jax.vmap`
+
+    @mapped.def_vmap
+    def _(size: int, is_batched: Sequence[bool], *args: jax.Array) -> tuple[list[jax.Array], list[bool]]:
+        found = jax.vmap(kernel, [0 if batched else None for batched in is_batched], axis_size=size)(*args)
+        return found, [True] * len(found)
+
+    return mapped
+
+
+def _names(axes: str) -> tuple[list[list[str]], ...]:
+    return tuple([names.split() for names in side.split(",")] for side in axes.split("->"))

@@ -137,7 +137,7 @@ def forward(activation: str, weights: Weights, a: Array, h: Array) -> tuple[Arra
 
 def backward(activation: str, weights: Weights, before: Array, h: Array, dh: Array) -> tuple[Array, None, Array]:
     """dz = f′(z) ⊙ dh,  dbefore = dz Uᵀ."""
-    dz = dh * ((1 - h) * (1 + h) if activation == "tanh" else (h > 0).astype(h.dtype))
+    dz = (1 - h) * (1 + h) * dh if activation == "tanh" else activations.pullback(activation)(h, dh)
     return dz, None, dz @ weights.recurrent_weight.T
 
 

@@ -38,14 +38,12 @@ def forward(
         reverse: whether from the last step to the first.
         keep: whether a backward pass will come; if not, the last two results are None.
     """
-    steps, batch, hidden = *a.shape[:2], weights.recurrent_weight.shape[0]
-    bias = weights.recurrent_bias if weights.recurrent_bias is not None else jnp.zeros(hidden, a.dtype)
+    bias = weights.recurrent_bias
+    bias = jnp.zeros(weights.recurrent_weight.shape[0], a.dtype) if bias is None else bias
     args = ffi.present(a, weights.recurrent_weight, bias, initial, lengths)
-    shapes = [(batch, steps, hidden), initial.shape]
-    kept = [a.shape, *2 * [(steps, batch, hidden)]] if keep else []
-    results = [jax.ShapeDtypeStruct(shape, a.dtype) for shape in shapes + kept]
+    axes = "t B k, u k, h, B h" + ", B" * (lengths is not None) + " -> B t h, B h" + ", t B k, t B h, t B h" * keep
     options = {"reset_after": reset_after, "reverse": reverse}
-    y, h, *rest = ffi.call("jaxnet_gru", results, *args, aliases={0: 2} if keep else {}, **options)
+    y, h, *rest = ffi.spread_call("jaxnet_gru", axes, *args, aliases={0: 2} if keep else {}, **options)
     return (y, h), rest[2] if keep else None, (rest[0], rest[1]) if keep else None
 
 
@@ -72,7 +70,11 @@ def backward(
     """
     gates, more = kept
     args = ffi.present(gates, weights.recurrent_weight, before, more, *cotangents, lengths)
-    dv = [gates.shape] if reset_after else []
-    results = [jax.ShapeDtypeStruct(shape, gates.dtype) for shape in (gates.shape, cotangents[1].shape, *dv)]
-    da, dinitial, *rest = ffi.call("jaxnet_gru_backward", results, *args, aliases={0: 0}, reverse=reverse)
+    axes = (
+        "t B k, u k, t B h, t B h, B t h, B h"
+        + ", B" * (lengths is not None)
+        + " -> t B k, B h"
+        + ", t B k" * reset_after
+    )
+    da, dinitial, *rest = ffi.spread_call("jaxnet_gru_backward", axes, *args, aliases={0: 0}, reverse=reverse)
     return da, rest[0] if rest else None, dinitial

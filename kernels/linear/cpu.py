@@ -52,8 +52,18 @@ def product(
         keep: whether z is a result; if not, it is None.
     """
     which = _Which(transpose_b, activation, slope, keep)
-    found = _product(which)(_rows(a), b, None if saved is None else _rows(saved), bias)
-    c, *z = (x.reshape(*a.shape[:-1], x.shape[-1]) for x in found)
+
+    def run(a: jax.Array, b: jax.Array, *present: jax.Array) -> list[jax.Array]:
+        others = iter(present)
+        y = None if saved is None else _rows(next(others))
+        return [c.reshape(*a.shape[:-1], c.shape[-1]) for c in _product(which)(_rows(a), b, y, next(others, None))]
+
+    rows = _leading(a)
+    axes = f"{rows} k, " + ("n k" if transpose_b else "k n")
+    axes += (
+        f", {rows} k" * (saved is not None) + ", n" * (bias is not None) + f" -> {rows} n" + f", {rows} n" * keep
+    )
+    c, *z = ffi.spread(run, axes)(*ffi.present(a, b, saved, bias))
     return c, z[0] if z else None
 
 
@@ -68,14 +78,24 @@ def gradients(
         saved: (…, O), or None.
         slope: g, of `ACTIVATIONS`.
     """
-    args = [_rows(a) for a in ffi.present(x, dy, saved)]
     results = [jax.ShapeDtypeStruct(shape, x.dtype) for shape in ((x.shape[-1], dy.shape[-1]), dy.shape[-1:])]
-    dweight, dbias = ffi.call("jaxnet_linear_gradients", results, *args, batched=True, slope=slope)
+
+    def run(*args: jax.Array) -> list[jax.Array]:
+        return ffi.call("jaxnet_linear_gradients", results, *map(_rows, args), batched=True, slope=slope)
+
+    rows = _leading(x)
+    axes = f"{rows} i, {rows} o" + f", {rows} o" * (saved is not None) + " -> i o, o"
+    dweight, dbias = ffi.spread(run, axes)(*ffi.present(x, dy, saved))
     return dweight, dbias
 
 
 def _rows(x: jax.Array) -> jax.Array:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def _leading(x: jax.Array) -> str:
+    """Names of the leading axes, all of rows."""
+    return " ".join(f"R{i}" for i in range(x.ndim - 1))
 
 
 class _Which(NamedTuple):

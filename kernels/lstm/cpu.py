@@ -28,13 +28,14 @@ def forward(
         reverse: whether from the last step to the first.
         keep: whether a backward pass will come; if not, the last two results are None.
     """
-    steps, batch, hidden = *a.shape[:2], weights.recurrent_weight.shape[0]
-    shapes = [(batch, steps, hidden), *2 * [(batch, hidden)]]
-    kept = [a.shape, *2 * [(steps, batch, hidden)]] if keep else []
     args = ffi.present(a, weights.recurrent_weight, *initial, lengths)
-    results = [jax.ShapeDtypeStruct(shape, a.dtype) for shape in shapes + kept]
-    aliases = {0: len(shapes)} if keep else {}
-    y, h, c, *rest = ffi.call("jaxnet_lstm", results, *args, aliases=aliases, reverse=reverse)
+    axes = (
+        "t B k, u k, B h, B h"
+        + ", B" * (lengths is not None)
+        + " -> B t h, B h, B h"
+        + ", t B k, t B h, t B h" * keep
+    )
+    y, h, c, *rest = ffi.spread_call("jaxnet_lstm", axes, *args, aliases={0: 3} if keep else {}, reverse=reverse)
     return (y, (h, c)), (rest[1], rest[2]) if keep else None, rest[0] if keep else None
 
 
@@ -59,6 +60,6 @@ def backward(
     """
     dy, dfinal = cotangents
     args = ffi.present(kept, weights.recurrent_weight, before[1], dy, *dfinal, lengths)
-    results = [jax.ShapeDtypeStruct(shape, kept.dtype) for shape in (kept.shape, *(s.shape for s in dfinal))]
-    da, dh, dc = ffi.call("jaxnet_lstm_backward", results, *args, aliases={0: 0}, reverse=reverse)
+    axes = "t B k, u k, t B h, B t h, B h, B h" + ", B" * (lengths is not None) + " -> t B k, B h, B h"
+    da, dh, dc = ffi.spread_call("jaxnet_lstm_backward", axes, *args, aliases={0: 0}, reverse=reverse)
     return da, None, (dh, dc)

@@ -35,12 +35,10 @@ def forward(
         reverse: whether from the last step to the first.
         keep: whether a backward pass will come; if not, the last two results are None.
     """
-    steps, batch, hidden = a.shape
-    shapes = [(batch, steps, hidden), initial.shape, *([a.shape, a.shape] if keep else [])]
     args = ffi.present(a, weights.recurrent_weight, initial, lengths)
-    results = [jax.ShapeDtypeStruct(shape, a.dtype) for shape in shapes]
+    axes = "t B h, u v, B h" + ", B" * (lengths is not None) + " -> B t h, B h" + ", t B h, t B h" * keep
     aliases = {0: 2} if keep else {}
-    y, h, *rest = ffi.call("jaxnet_rnn", results, *args, aliases=aliases, relu=relu, reverse=reverse)
+    y, h, *rest = ffi.spread_call("jaxnet_rnn", axes, *args, aliases=aliases, relu=relu, reverse=reverse)
     kept, before = rest if keep else (None, None)
     return (y, h), before, kept
 
@@ -67,6 +65,6 @@ def backward(
         reverse: whether forwards went from the last step to the first.
     """
     args = ffi.present(kept, weights.recurrent_weight, *cotangents, lengths)
-    results = [jax.ShapeDtypeStruct(shape, kept.dtype) for shape in (kept.shape, cotangents[1].shape)]
-    da, dinitial = ffi.call("jaxnet_rnn_backward", results, *args, aliases={0: 0}, relu=relu, reverse=reverse)
+    axes = "t B h, u v, B t h, B h" + ", B" * (lengths is not None) + " -> t B h, B h"
+    da, dinitial = ffi.spread_call("jaxnet_rnn_backward", axes, *args, aliases={0: 0}, relu=relu, reverse=reverse)
     return da, None, dinitial

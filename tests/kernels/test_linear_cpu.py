@@ -1,19 +1,17 @@
-"""The compiled matrix products: values, shapes, transformations, instruction sets, threads, devices."""
+"""The compiled matrix products: what is particular to them; the rest is in test_contract.py."""
 
-import hashlib
 import math
-import os
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from processes import child, importing, needs, output
+from contract import CONTRACTS
 
 from jaxnet import activations
 from jaxnet.kernels.linear import cpu
-from jaxnet.ops import linear, linear_vjp, using
+from jaxnet.ops import linear
 
 KINDS = {"NN": (False, False), "TN": (True, False), "NT": (False, True)}
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -64,6 +62,7 @@ SIZES = [
 ]
 
 
+@pytest.mark.isa
 @both_dtypes
 @every_kind
 def test_sizes(kind, dtype):
@@ -173,6 +172,7 @@ FUNCTIONS = {
 }
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize(("dtype", "wide"), [("float32", np.float64), ("float64", np.longdouble)])
 def test_functions_to_units_in_the_last_place(dtype, wide):
     """tanh and σ to 2, z σ to the third that the product adds; edges as they should be."""
@@ -186,6 +186,7 @@ def test_functions_to_units_in_the_last_place(dtype, wide):
             np.testing.assert_array_equal(of(name, edges), f(edges))
 
 
+@pytest.mark.isa
 def test_the_normal_distribution_to_units_in_the_last_place():
     """z Φ(z): 4 of Φ and one of the product, as far as Φ is a normal number; in float64 2 of erfc in C."""
     for dtype, top, units in (("float32", 12.9, 4), ("float64", 37.0, 6)):
@@ -234,259 +235,21 @@ def test_gradient_of_the_bias(size, masked, dtype):
 # ------------------------------------------------------------------------------------------------ the op
 
 
-def arguments(leading=(5, 7), features=31, out=33, bias=True, dtype=jnp.float64, seed=0):
-    rng = np.random.default_rng(seed)
-    shapes = (*leading, features), (features, out), (out,), (*leading, out)
-    x, weight, b, dy = (jnp.asarray(rng.normal(size=s) / 4, dtype) for s in shapes)
-    return (x, weight, b if bias else None), dy
-
-
-def close(found, expected):
-    # Sums of at most 600 float64 products of size 1, a few of them one after the other.
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-11), found, expected)
-
-
-def value_and_pullback(implementation, activation, args, dy):
-    y, pullback = jax.vjp(partial(linear, activation=activation, implementation=implementation), *args)
-    return y, pullback(dy)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("activation", [None, *sorted(activations._NAMES)])
-def test_every_activation(activation, bias, x64):
-    args, dy = arguments(bias=bias)
-    expected = value_and_pullback("xla", activation, args, dy)
-    close(value_and_pullback("cpu", activation, args, dy), expected)
-    y, pullback = linear_vjp(*args, activation=activation, implementation="cpu")
-    close((y, pullback(dy)), expected)
-
-
-@pytest.mark.parametrize("leading", [(), (1,), (14,), (3, 5), (0,), (2, 0), (0, 3)])
-def test_leading_axes(leading, x64):
-    args, dy = arguments(leading)
-    close(value_and_pullback("cpu", "tanh", args, dy), value_and_pullback("xla", "tanh", args, dy))
-
-
-def loss(x, weight, b, implementation="cpu", activation="tanh"):
-    return jnp.square(linear(x, weight, b, activation=activation, implementation=implementation)).sum()
-
-
-gradient = jax.grad(loss, (0, 1, 2))
-
-
-def scanned(gradient):
-    def step(x, weight, b):
-        return jax.lax.scan(lambda total, x: (total + gradient(x, weight, b)[0], gradient(x, weight, b)), x[0], x)
-
-    return step
-
-
-def by_row(f):
-    return jax.vmap(f, (0, None, None))
-
-
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
-@pytest.mark.parametrize(
-    "transform",
-    [jax.jit, jax.checkpoint, lambda f: jax.jit(jax.checkpoint(f)), scanned, by_row, lambda f: by_row(by_row(f))],
-)
-def test_transformed_gradients(transform, activation, x64):
-    args, _ = arguments((3, 5))
-    by_cpu, by_xla = (
-        jax.grad(partial(loss, implementation=name, activation=activation), (0, 1, 2)) for name in ("cpu", "xla")
-    )
-    close(transform(by_cpu)(*args), transform(by_xla)(*args))
-
-
-@pytest.mark.parametrize("activation", ["silu", "relu"])
-@pytest.mark.parametrize("axes", [(0, None, None), (None, 0, None), (None, None, 0), (0, 0, 0), (2, 1, None)])
-def test_vmap(axes, activation, x64):
-    args, _ = arguments((4, 5))
-    args = [a if axis is None else jnp.stack([a, -a, 2 * a], axis) for a, axis in zip(args, axes, strict=True)]
-
-    def functions(implementation):
-        f = partial(loss, implementation=implementation, activation=activation)
-        return f, jax.grad(f, (0, 1, 2))
-
-    for f, xla in zip(functions("cpu"), functions("xla"), strict=True):
-        other = jax.vmap(xla, axes)(*args)
-        close(jax.vmap(f, axes)(*args), other)
-        close(jax.jit(jax.vmap(f, axes))(*args), other)
-
-    def total(*args, implementation):
-        return jax.vmap(functions(implementation)[0], axes)(*args).sum()
-
-    over, other = (jax.grad(partial(total, implementation=name), (0, 1, 2)) for name in ("cpu", "xla"))
-    close(over(*args), other(*args))
-
-
-@pytest.mark.parametrize("mode", [jax.jacrev, jax.jacfwd])
-@pytest.mark.parametrize("activation", [None, "tanh", "relu", "softmax", "gelu"])
-def test_second_order(mode, activation, x64):
-    args, _ = arguments((3,), 4, 5)
-
-    def second(implementation):
-        f = partial(linear, activation=activation, implementation=implementation)
-        return mode(jax.grad(lambda *args: jnp.sin(f(*args)).sum(), (0, 1, 2)), (0, 1, 2))(*args)
-
-    close(second("cpu"), second("xla"))
-
-
 def test_third_order(x64):
-    args, _ = arguments((2,), 3, 2)
+    args = CONTRACTS["linear"].arguments(((2,), 3, 2), "float64")
 
     def third(implementation):
-        f = partial(loss, implementation=implementation)
-        return jax.jacrev(jax.jacrev(jax.grad(f, 1), 1), 0)(*args)
+        f = lambda *args: jnp.square(linear(*args, activation="tanh", implementation=implementation)).sum()  # noqa: E731
+        return jax.jit(jax.jacrev(jax.jacrev(jax.grad(f, 1), 1), 0))(*args)
 
-    close(third("cpu"), third("xla"))
-
-
-# ------------------------------------------------------------------------------- which one is chosen
-
-
-def lowered(f, *args):
-    return jax.jit(f).lower(*args).as_text()
-
-
-@pytest.mark.parametrize(("name", "kernel"), [(None, True), ("cpu", True), ("xla", False)])
-def test_which_is_lowered(name, kernel):
-    (x, weight, b), _ = arguments((64,), 128, 128, dtype=jnp.float32)
-    f = partial(loss, implementation=name)
-    assert ("jaxnet_product" in lowered(f, x, weight, b)) == kernel
-    assert lowered(jax.grad(f, (0, 1, 2)), x, weight, b).count("@jaxnet_product") == 2 * kernel
-    assert lowered(jax.grad(f, (0, 1, 2)), x, weight, b).count("@jaxnet_linear_gradients") == kernel
+    np.testing.assert_allclose(third("cpu"), third("xla"), rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize(("wanted", "counts"), [((1, 2), (1, 1)), (0, (2, 0)), ((0, 1, 2), (2, 1))])
 def test_what_is_not_needed_is_not_computed(wanted, counts, activation):
-    args, _ = arguments((64,), 128, 128, dtype=jnp.float32)
-    gradient = jax.grad(partial(loss, activation=activation), wanted)
-    compiled = jax.jit(gradient).lower(*args).compile().as_text()
-    names = "jaxnet_product", "jaxnet_linear_gradients"
+    args = CONTRACTS["linear"].arguments(((64,), 128, 128), "float32")
+    f = lambda *args: jnp.square(linear(*args, activation=activation, implementation="cpu")).sum()  # noqa: E731
+    compiled = jax.jit(jax.grad(f, wanted)).lower(*args).compile().as_text()
+    names = CONTRACTS["linear"].targets
     assert tuple(compiled.count(f'custom_call_target="{name}"') for name in names) == counts
-
-
-def test_a_block_holds_for_a_pullback_called_outside():
-    args, dy = arguments((64,), 128, 128, dtype=jnp.float32)
-    with using("xla"):
-        _, pullback = jax.vjp(linear, *args)
-        _, by_hand = linear_vjp(*args)
-    assert "jaxnet_product" not in lowered(pullback, dy)
-    assert "jaxnet_product" not in lowered(by_hand, dy)
-
-
-def test_small_products_are_left_to_xla_unless_asked_for():
-    args, _ = arguments((2,), 3, 4, dtype=jnp.float32)
-    assert "jaxnet_product" not in lowered(linear, *args)
-    assert "jaxnet_product" in lowered(partial(linear, implementation="cpu"), *args)
-
-
-def test_half_precision_is_left_to_xla():
-    args, dy = arguments((64,), 128, 128, dtype=jnp.bfloat16)
-    assert "jaxnet_product" not in lowered(lambda *args: linear_vjp(*args)[1](dy), *args)
-    message = "implementation 'cpu' can't serve linear: arrays must be all float32 or all float64"
-    with pytest.raises(ValueError, match=f"{message}; got bfloat16, bfloat16, bfloat16"):
-        linear(*args, implementation="cpu")
-
-
-def test_a_second_call_does_not_recompile():
-    traced = []
-
-    @jax.jit
-    def f(*args):
-        traced.append(None)
-        return gradient(*args)
-
-    for seed in range(3):
-        f(*arguments(seed=seed, dtype=jnp.float32)[0])
-    assert len(traced) == 1
-
-
-# --------------------------------------------------------------------- instruction sets, threads, devices
-
-
-HERE = importing(__file__)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
-def test_every_instruction_set(isa):
-    needs(isa)
-    code = HERE + "import numpy as np; from jaxnet.kernels import ffi; "
-    code += "[t.test_sizes(kind, d) for kind in t.KINDS "
-    code += "for d in (np.float32, np.float64)]; "
-    code += "[t.test_functions_to_units_in_the_last_place(*d) "
-    code += "for d in (('float32', np.float64), ('float64', np.longdouble))]; "
-    code += "t.test_the_normal_distribution_to_units_in_the_last_place(); print(ffi.isa())"
-    assert output(code, JAXNET_ISA=isa) == isa
-
-
-def digest():
-    found = hashlib.sha256()
-    for kind in KINDS:
-        for size in ((128, 784, 512), (1, 2000, 100), (700, 700, 10), (600, 3000, 70)):
-            a, b, bias = operands(kind, *size)
-            found.update(np.asarray(run(kind, a, b, bias)).tobytes())
-            dy = b if kind == "TN" else a
-            found.update(np.asarray(run(kind, a, b, saved=dy, slope="gelu")).tobytes())
-            found.update(np.asarray(cpu.gradients(jnp.asarray(dy), jnp.asarray(dy), None)[1]).tobytes())
-    return found.hexdigest()
-
-
-@pytest.mark.long
-def test_same_bits_for_any_number_of_threads():
-    # NPROC sets the size of XLA's pool.
-    assert len({output(HERE + "print(t.digest())", NPROC=n) for n in ("1", "2", "5")}) == 1
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
-def test_several_threads_on_one_core():
-    code = HERE + "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); print(t.digest())"
-    assert output(code, NPROC="5") == digest()
-
-
-SHARDED = """
-import jax, numpy as np
-from jax.sharding import NamedSharding, PartitionSpec as P
-args, dy = t.arguments((6, 3), 31, 33, dtype="float32")
-mesh = jax.make_mesh((DEVICES,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
-specs = P("batch"), P(), P(), P("batch")
-put = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip((*args, dy), specs)]
-
-def by_autodiff(x, w, b, dy):
-    return jax.vjp(lambda *a: t.linear(*a, activation="ACTIVATION", implementation="cpu"), x, w, b)[1](dy)
-
-def by_hand(x, w, b, dy):
-    return t.linear_vjp(x, w, b, activation="ACTIVATION", implementation="cpu")[1](dy)
-
-for f in by_autodiff, by_hand:
-    for g in f, jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=specs[:3]):
-        assert "jaxnet_linear_gradients" in jax.jit(g).lower(*put).as_text()
-        for a, b in zip(jax.jit(g)(*put), f(*args, dy), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-print("served")
-"""
-
-
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
-@pytest.mark.parametrize("devices", [1, 2])
-def test_sharded_over_the_batch(devices, activation):
-    code = HERE + SHARDED.replace("DEVICES", str(devices)).replace("ACTIVATION", activation)
-    assert output(code, XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}") == "served"
-
-
-def test_a_mesh_with_explicit_axes():
-    code = """
-import jax
-mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Explicit,))
-with jax.set_mesh(mesh):
-    args, dy = t.arguments((64,), 128, 128, dtype="float32")
-    x = jax.device_put(args[0], jax.P("batch"))
-    print(t.lowered(t.linear, x, *args[1:]).count("jaxnet_product"))
-    t.linear(x, *args[1:], implementation="cpu")
-"""
-    done = child(HERE + code, XLA_FLAGS="--xla_force_host_platform_device_count=2")
-    assert done.stdout.strip() == "0"
-    assert "must not lie on a mesh with explicit axes" in done.stderr
