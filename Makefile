@@ -1,5 +1,6 @@
 # make demo   sets everything up and runs the main job
 # make test   sets everything up and runs the tests
+# make sanitize   builds the kernels with sanitizers and calls them with every option
 # PYTHON=python3.12 picks another Python; each has a virtual environment of its own.
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ for path in pathlib.Path(sysconfig.get_path("purelib")).glob("_*jaxnet*.py"):
 endef
 export HIDE_FROM_PYTEST
 
-.PHONY: demo test setup lint clean
+.PHONY: demo test setup lint sanitize clean
 demo: setup
 	$(BIN)/python experiments/feedforward_digits.py
 
@@ -42,6 +43,13 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The program that calls the kernels as XLA does, in tests/kernels/sanitize.
+sanitize: setup
+	@command -v cmake >/dev/null || { echo "no CMake: the sanitizers are skipped"; exit 0; }; \
+	  include=$$($(BIN)/python -c 'import jax; print(jax.ffi.include_dir())') && \
+	  cmake -S tests/kernels/sanitize -B build/sanitize -DXLA_INCLUDE="$$include" >/dev/null && \
+	  cmake --build build/sanitize --target check --parallel $$(getconf _NPROCESSORS_ONLN)
 
 clean:
 	rm -rf .venv .venv-* build dist

@@ -222,8 +222,9 @@ inline void* scratch(int64_t bytes) {
   thread_local int64_t size = 0;
   if (size < bytes) {
     memory.reset();
-    memory.reset(std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096));
-    size = memory ? bytes : 0;
+    void* fresh = nullptr;  // of no more bytes than asked for: a sanitizer then sees its end
+    size = posix_memalign(&fresh, 4096, bytes) == 0 ? bytes : 0;
+    memory.reset(size ? fresh : nullptr);
   }
   return memory.get();
 }
