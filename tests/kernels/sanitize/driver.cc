@@ -278,7 +278,8 @@ bool finite(const Shape& shape, const Bytes& bytes) {
 
 std::map<std::string, int64_t> calls, helped;  // of each target
 
-// One thread and three give the same bits, all of them finite. For races two calls are made at the same time, as XLA may.
+// One thread and three give the same bits, all of them finite. For races there are two calls at the same time, as XLA
+// makes them.
 void check(const Call& call) {
   XLA_FFI_Handler* const handler = handler_of(call.target);
   ++calls[call.target];
