@@ -32,7 +32,7 @@ setup: $(VENV)/installed-$(FILES)
 $(VENV)/installed-$(FILES): $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo 'error: jaxnet needs Python 3.11 or newer; $(PYTHON) is' "$$($(PYTHON) -V). Name another: make PYTHON=python3.12" >&2; exit 2; }
-	@echo "Setting up $(VENV): a minute or two the first time"
+	@echo "Setting up $(VENV): some minutes the first time, in which the kernels are compiled"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
 	@$(BIN)/python -c "$$HIDE_FROM_PYTEST"

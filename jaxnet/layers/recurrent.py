@@ -58,7 +58,7 @@ def rnn(
         weight_init: of W; None takes what suits the activation (`initializers.suited_to`).
         recurrent_init: of U.
         bias_init: of b. All three are names or functions of `layers.initializers`.
-        remat: whether the backward pass computes the gates again; see `ops.rnn`.
+        remat: whether the backward pass computes f(z) again; see `ops.rnn`.
         implementation: see `jaxnet.ops.dispatch`.
 
     x is (B, T, I), or a pair of that and lengths (B,).

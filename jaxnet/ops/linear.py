@@ -101,7 +101,7 @@ def forward(
     keep: bool = True,
 ) -> tuple[Float[Array, "... O"], Residuals]:
     """y = f(x W + b)."""
-    fused = _FUSED.get(_key(activation))
+    fused = _fused(activation)
     function = activation if fused else None
     keep_z = keep and fused is not None and function not in _OF_Y
     y, z = _product(_Product(implementation, function=function, keep=keep_z), x, weight, None, bias)
@@ -134,7 +134,7 @@ def backward(
     if x.dtype != dz.dtype:
         implementation = "xla"  # as the forward pass: no kernel takes half precision
     # If f is fused, dz isn't stored: each product makes it as it reads dy.
-    if activation is not None and _key(activation) not in _FUSED:
+    if activation is not None and _fused(activation) is None:
         activation, saved, dz = None, None, activations.pullback(activation)(saved, dz)
     # Sums over a sharded axis can lie on the devices in several ways: a gradient lies as its argument does.
     to_x = _Product(implementation, transpose_b=True, slope=activation, sharding=jax.typeof(x).sharding)
@@ -160,21 +160,21 @@ def gradients(
 
 # What the kernels compute with a product, by their names for it; and whose derivatives are functions of y.
 _FUSED = {
-    (activations.relu, ()): "relu",
-    (activations.tanh, ()): "tanh",
-    (activations.sigmoid, ()): "sigmoid",
-    (activations.silu, ()): "silu",
-    (activations.gelu, ()): "gelu",
-    (activations.gelu, (("approximate", True),)): "gelu",
-    (activations.gelu, (("approximate", False),)): "gelu exact",
+    activations.relu: "relu",
+    activations.tanh: "tanh",
+    activations.sigmoid: "sigmoid",
+    activations.silu: "silu",
+    activations.gelu: "gelu",
 }
 _OF_Y = (activations.relu, activations.tanh)
 
 
-def _key(activation: Activation | None) -> Any:
+def _fused(activation: Activation | None) -> str | None:
+    """The kernels' name for an activation; None if they don't have it."""
     if isinstance(activation, partial):
-        return activation.func, tuple(activation.keywords.items())
-    return activation, ()
+        exact = activation.func is activations.gelu and activation.keywords == {"approximate": False}
+        return "gelu exact" if exact else None
+    return _FUSED.get(activation)
 
 
 class _Product(NamedTuple):
@@ -192,7 +192,7 @@ def _product(
     which: _Product, a: Array, b: Array, saved: Array | None, bias: Array | None
 ) -> tuple[Array, Array | None]:
     """f(z) and, to keep it, z = a′ op(b) + bias; `saved` is what g′ is of."""
-    names = {"activation": _FUSED.get(_key(which.function)), "slope": _FUSED.get(_key(which.slope))}
+    names = {"activation": _fused(which.function), "slope": _fused(which.slope)}
     options = {key: name for key, name in names.items() if name}
     kernel = partial(cpu.product, transpose_b=which.transpose_b, keep=which.keep, **options)
     sizes = math.prod(a.shape[:-1]), *b.shape
@@ -211,7 +211,7 @@ def _xla_product(
 
 def _gradients(which: _Product, x: Array, dy: Array, saved: Array | None) -> tuple[Array, Array]:
     """dW = xᵀ dz,  db = Σ dz,  dz = dy or g′ ⊙ dy."""
-    name = _FUSED.get(_key(which.slope))
+    name = _fused(which.slope)
     kernel = partial(cpu.gradients, slope=name) if name else cpu.gradients
     sizes = x.shape[-1], math.prod(x.shape[:-1]), dy.shape[-1]
     return _choose(which, partial(_xla_gradients, which), kernel, sizes, x, dy, saved)

@@ -56,8 +56,8 @@ def lstm(
         reverse: whether the steps are gone through from the last to the first. y stays in the order of x.
         lengths: how many steps of each sequence count, 0 to T; after them y is 0 and (h, c) stays as it is.
             None is T.
-        remat: whether the backward pass computes the gates again, of all steps at once: B T 4 H numbers less are
-            kept, and the products are computed twice.
+        remat: whether the backward pass computes the gates again, of all steps at once: between the passes B T 4 H
+            numbers less are kept, and the products of the forward pass are computed twice.
         implementation: see `jaxnet.ops.dispatch`.
 
     Returns:

@@ -58,7 +58,7 @@ def run(
         progress: called with the numbers of mutants that count and that are asked for.
 
     Raises:
-        ValueError: no rule is found or runs, or a check doesn't pass on `fn` as it is.
+        ValueError: no rule is found or runs, a check doesn't pass on `fn` as it is, or sample < 1.
 
     Example:
         >>> print(mutate.run(op, [(x, weight), (x, None)], sample=20))
@@ -115,9 +115,11 @@ def mutate(
 
     Raises:
         TypeError: a function isn't written in Python.
-        ValueError: its source can't be read, nothing in it can be mutated, no trial runs it, or a check doesn't
-            pass on it as it is.
+        ValueError: its source can't be read, nothing in it can be mutated, no trial runs it, a check doesn't
+            pass on it as it is, or sample < 1.
     """
+    if sample is not None and sample < 1:
+        raise ValueError(f"sample must be at least 1, or None for all mutants; got {sample}")
     began = time.perf_counter()
     targets = _targets(functions)
     with programs_kept():
@@ -142,7 +144,7 @@ def mutate(
             fates[i] = _fate(*every[i], trials, right)
             done = len(fates) if sample is None else sum(fate.decided for fate in fates.values())
             if progress is not None:
-                progress(done, sample or len(every))
+                progress(done, min(sample or len(every), len(every)))
             if done == sample:
                 break
     remarks = tuple(f"{name} is run by no check and was left alone" for name in idle)

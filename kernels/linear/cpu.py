@@ -14,7 +14,7 @@ IDENTITY = "identity"
 ACTIVATIONS = (IDENTITY, "relu", "tanh", "sigmoid", "silu", "gelu", "gelu exact")
 
 _SMALL = 1 << 12  # multiply-adds; below, XLA's inlined loops are faster than a call
-_FEW = 24  # rows; below, B is used too seldom to be packed
+_FEW = 8  # rows; below, B is used too seldom to be packed, and in a loop XLA's own code needs no call
 _SHORT, _LARGE = 8, 1 << 19  # a depth, and elements of C: with less to sum and more to write memory is what counts
 
 

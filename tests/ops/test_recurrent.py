@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxnet import ops, verify
+from jaxnet import layers, ops, verify
 from jaxnet.ops import recurrence
 from jaxnet.ops.recurrence import Weights
 
@@ -215,6 +215,23 @@ def test_the_padding_is_not_read_and_gets_no_gradient(name):
 
 
 # ---------------------------------------------------------------------------------- link 5: transformations
+
+
+@pytest.mark.parametrize("implementation", ["xla", "cpu"])
+@pytest.mark.parametrize("cell", [layers.lstm, layers.gru])
+def test_remat_needs_less_memory_for_each_layer(cell, implementation):
+    """By the gates, 4 numbers for each of h: XLA can neither merge what is computed twice nor do it early."""
+    batch, steps, features = 4, 32, 32
+    x = jax.ShapeDtypeStruct((batch, steps, features), "float32")
+
+    def needed(number, remat):
+        net = layers.serial(*number * [cell(features, implementation=implementation, remat=remat)])
+        params = jax.eval_shape(net.init, jax.random.key(0), x)
+        gradient = jax.jit(jax.grad(lambda params, x: jnp.square(net.apply(params, x)).sum()))
+        return gradient.lower(params, x).compile().memory_analysis().temp_size_in_bytes
+
+    kept, again = ((needed(4, remat) - needed(2, remat)) / 2 for remat in (False, True))
+    assert kept - again >= 0.9 * 4 * batch * steps * features * 4
 
 
 @pytest.mark.parametrize(

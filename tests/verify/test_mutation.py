@@ -336,9 +336,11 @@ def test_the_sample_is_the_same_for_a_seed_and_has_every_kind():
 
 def test_a_sample_goes_on_past_what_says_nothing():
     equal = Trial(lambda: affine_backward(np.ones((3, 4, 4)), ARGS[0]) and None, lambda seeds: [[]])
-    report = mutate.mutate([affine_backward], [equal], sample=1)
-    assert len(report.mutants) == report.possible
-    assert report.state == "undecided"
+    report = mutate.mutate([affine_backward], [equal], sample=2)
+    assert sum(mutant.decided for mutant in report.mutants) == 2
+    assert {mutant.state for mutant in report.mutants} >= {"survived", "equivalent"}
+    with pytest.raises(ValueError, match="sample must be at least 1, or None for all mutants; got 0"):
+        mutate.mutate([affine_backward], [equal], sample=0)
 
 
 def test_a_layer_is_made_anew_for_each_mutant():

@@ -51,7 +51,9 @@ def check(module: str, cell: Any, cells: Mapping[type, str], unserved: Mapping[s
     served = _ACTIVATIONS if op == "rnn" else {jnp.tanh}
     if gate is not jax.nn.sigmoid or cell.activation_fn not in served:
         needed = "activation_fn jnp.tanh" + (" or jax.nn.relu" if op == "rnn" else " and gate_fn jax.nn.sigmoid")
-        raise ValueError(f"jaxnet's {module} needs a {type(cell).__name__} with {needed}: {instead}")
+        got = [cell.activation_fn] if op == "rnn" else [cell.activation_fn, gate]
+        names = " and ".join(getattr(f, "__name__", repr(f)) for f in got)
+        raise ValueError(f"jaxnet's {module} with {type(cell).__name__} needs {needed}; got {names}: {instead}")
     for name, value in unserved.items():
         raise ValueError(f"jaxnet's {module} has no use for {name}; got {value!r}: {instead}")
 
