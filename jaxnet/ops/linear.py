@@ -135,7 +135,8 @@ def backward(
         implementation = "xla"  # as the forward pass: no kernel takes half precision
     # If f is fused, dz isn't stored: each product makes it as it reads dy.
     if activation is not None and _fused(activation) is None:
-        activation, saved, dz = None, None, activations.pullback(activation)(saved, dz)
+        dz = activations.pullback(activation)(saved, dz)
+        activation = saved = None
     # Sums over a sharded axis can lie on the devices in several ways: a gradient lies as its argument does.
     to_x = _Product(implementation, transpose_b=True, slope=activation, sharding=jax.typeof(x).sharding)
     dx, _ = _product(to_x, dz, weight.astype(dz.dtype), saved, None)
@@ -174,7 +175,7 @@ def _fused(activation: Activation | None) -> str | None:
     if isinstance(activation, partial):
         exact = activation.func is activations.gelu and activation.keywords == {"approximate": False}
         return "gelu exact" if exact else None
-    return _FUSED.get(activation)
+    return None if activation is None else _FUSED.get(activation)
 
 
 class _Product(NamedTuple):
@@ -225,9 +226,9 @@ def _xla_gradients(which: _Product, x: Array, dy: Array, saved: Array | None) ->
 
 def _sloped(f: Activation | None, saved: Array | None, dy: Array) -> Array:
     """f′ ⊙ dy."""
-    if f is activations.tanh:
-        return (1 - saved) * (1 + saved) * dy
-    return dy if f is None else activations.pullback(f)(saved, dy)
+    if f is None or saved is None:
+        return dy
+    return (1 - saved) * (1 + saved) * dy if f is activations.tanh else activations.pullback(f)(saved, dy)
 
 
 def _choose(
