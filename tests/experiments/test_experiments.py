@@ -17,7 +17,7 @@ from jaxnet import train
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 EXPERIMENTS = sorted(path.stem for path in FOLDER.glob("*.py"))
-EVERY_DAY = ["autoencoder_anomaly", "convolutional_mnist"]  # whose processes `make test` starts, .ci/run all
+EVERY_DAY = ["autoencoder_anomaly"]  # whose processes `make test` starts, .ci/run all
 WITHOUT_FILES = ["feedforward_cancer", "feedforward_digits", "feedforward_regression"]
 
 pytestmark = pytest.mark.slow

@@ -27,6 +27,11 @@ VARIANTS = {
     "residual": ("SimpleCell", {"residual": True}),
 }
 MODELS = [f"{api} {name}" for api in ("linen", "nnx") for name in VARIANTS]
+EVERY_DAY = [
+    "linen OptimizedLSTMCell",
+    "linen relu",
+    "nnx GRUCell",
+]  # held to Flax by `make test`, .ci/run holds all
 
 
 def draw(*shape, seed=0, dtype="float64"):
@@ -89,7 +94,10 @@ def carry_of(model, *batch):
 
 @pytest.mark.parametrize(
     ("model", "batch"),
-    [*((model, (5,)) for model in MODELS), *(("linen LSTMCell", batch) for batch in [(), (2, 3)])],
+    [
+        *(pytest.param(m, (5,), marks=[] if m in EVERY_DAY else pytest.mark.long) for m in MODELS),
+        *(pytest.param("linen LSTMCell", batch, marks=pytest.mark.long) for batch in [(), (2, 3)]),
+    ],
     ids=str,
 )
 def test_values_and_gradients(x64, model, batch):
