@@ -155,9 +155,9 @@ def chosen(case):
     [
         (workloads.linear(32, 24, 40), ["cpu", "cpu"]),
         (workloads.linear(1, 24, 40), ["xla", "xla"]),  # too small
-        (workloads.linear(8, 64, 64), ["xla", "cpu + xla"]),  # too few rows, but for the gradient of the weight
+        (workloads.linear(4, 64, 64), ["xla", "cpu + xla"]),  # too few rows, but for the gradient of the weight
         (workloads.recurrent("lstm", 32, 4, 32, 32), ["cpu", "cpu"]),
-        (workloads.recurrent("lstm", 32, 4, 8, 32), ["cpu", "cpu + xla"]),  # few features
+        (workloads.recurrent("lstm", 32, 4, 4, 32), ["cpu", "cpu + xla"]),  # few features
         (workloads.recurrent("gru", 1, 1, 8, 8), ["xla", "xla"]),  # one step
         ([workloads.adamw("", [(3, 2), (4,)])], ["cpu"]),
     ],

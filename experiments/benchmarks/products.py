@@ -25,7 +25,7 @@ from rich.progress import track
 from rich.table import Table
 from timing import heading
 
-from jaxnet.kernels.linear import cpu
+from jaxnet import ops
 
 SIZES = [(1024, 1024, 1024), (32, 512, 2048), (12, 128, 512), (2048, 256, 1024), (128, 784, 512), (1, 784, 512)]
 KINDS = {"a b": (False, False), "a bᵀ": (False, True), "aᵀ b": (True, False)}
@@ -81,11 +81,12 @@ def product(library: str, kind: str, rows: int, depth: int, columns: int) -> Cal
     b = rng.normal(size=(columns, depth) if transpose_b else (depth, columns)).astype(np.float32)
 
     def kernel(a: jax.Array, b: jax.Array) -> jax.Array:
-        return (
-            cpu.gradients(a, b, None)[0]
-            if transpose_a
-            else cpu.product(a, b, None, None, transpose_b=transpose_b)[0]
-        )
+        by_kernel = {"implementation": "cpu"}
+        if transpose_b:  # dx = dy Wᵀ
+            return ops.linear_vjp(jnp.zeros((rows, columns)), b, **by_kernel)[1](a)[0]
+        if transpose_a:  # dW = xᵀ dy
+            return ops.linear_vjp(a, jnp.zeros((rows, columns)), **by_kernel)[1](b)[1]
+        return ops.linear(a, b, **by_kernel)
 
     def dot(a: jax.Array, b: jax.Array) -> jax.Array:
         return (a.T if transpose_a else a) @ (b.T if transpose_b else b)
