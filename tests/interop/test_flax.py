@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -319,7 +320,7 @@ def test_partitioned_parameters(x64):
 
 def test_a_carry_drawn_at_random(x64):
     x = draw(2, TIME, IN)
-    make = lambda: cell_of("linen LSTMCell", carry_init=nn.initializers.normal())  # noqa: E731
+    make = partial(cell_of, "linen LSTMCell", carry_init=nn.initializers.normal())
     params, ours, flax = functions("linen LSTMCell", x, make)
     for call in {}, {"init_key": jax.random.key(7)}:
         assert_same(ours(params, x, **call), flax(params, x, **call), atol=1e-11)
@@ -366,17 +367,21 @@ def test_what_is_not_used_is_not_computed(used, loops):
 @pytest.mark.parametrize(
     ("error", "message", "make"),
     [
-        (TypeError, "got MGUCell: use flax.linen.RNN", lambda: interop.linen.RNN(nn.MGUCell(3))),
-        (TypeError, "no subclass; got Own", lambda: interop.linen.RNN(type("Own", (nn.GRUCell,), {})(3))),
+        (TypeError, r"got MGUCell of \S+: use flax.linen.RNN", lambda: interop.linen.RNN(nn.MGUCell(3))),
+        (TypeError, "no subclass; got Own of ", lambda: interop.linen.RNN(type("Own", (nn.GRUCell,), {})(3))),
         (
             ValueError,
-            "activation_fn jnp.tanh and",
+            r"activation_fn jnp.tanh and .*; got relu and sigmoid: use",
             lambda: interop.linen.RNN(nn.GRUCell(3, activation_fn=nn.relu)),
         ),
         (ValueError, "gate_fn", lambda: interop.linen.RNN(nn.LSTMCell(3, gate_fn=nn.hard_sigmoid))),
         (ValueError, "or jax.nn.relu", lambda: interop.linen.RNN(nn.SimpleCell(3, activation_fn=nn.gelu))),
         (ValueError, "variable_axes", lambda: interop.linen.RNN(nn.GRUCell(3), variable_axes={"params": 0})),
-        (TypeError, "got GRUCell: use flax.nnx.RNN", lambda: interop.nnx.RNN(nn.GRUCell(3))),
+        (
+            TypeError,
+            r"of flax\.nnx\S*, and no subclass; got GRUCell of flax\.linen\S*: use flax.nnx.RNN",
+            lambda: interop.nnx.RNN(nn.GRUCell(3)),
+        ),
         (
             ValueError,
             "state_axes",
@@ -384,7 +389,7 @@ def test_what_is_not_used_is_not_computed(used, loops):
         ),
         (
             ValueError,
-            "promote_dtype",
+            "promote_dtype; got <lambda>",
             lambda: interop.nnx.RNN(cell_of("nnx GRUCell", "float32", promote_dtype=lambda args, dtype: args)),
         ),
     ],
@@ -426,6 +431,12 @@ def test_a_bad_call(api, message, shape, call):
     params = functions(f"{api} LSTMCell", jnp.ones((2, TIME, IN)), dtype="float32")[0]
     with jax.numpy_dtype_promotion("standard"), pytest.raises(ValueError, match=message):
         ours(params, jnp.ones(shape), **call)
+
+
+def test_an_nnx_cell_for_other_features():
+    layer = interop.nnx.RNN(cell_of("nnx GRUCell", "float32"))
+    with pytest.raises(ValueError, match=r"inputs \(…, 2\) for its cell; got \(2, 4, 3\)"):
+        layer(jnp.ones((2, TIME, IN + 1)))
 
 
 def test_parameters_that_do_not_fit_get_the_error_of_flax():

@@ -73,7 +73,7 @@ linear = Contract(
             "silu",
             None,
             *sorted({*activations._NAMES} - {"silu"}),
-            partial(activations.gelu, approximate=False),
+            GELU_EXACT,
         )
     ],
     sizes=[((4, 3), 7, 5), ((37,), 31, 33), ((), 3, 5), ((0,), 3, 5), ((2, 0), 3, 5)],

@@ -126,7 +126,9 @@ def test_nan_and_infinity_go_through_as_by_xla(c, dtype):
 
     def all_of(implementation):
         def run(args, bad):
-            spoiled = lambda outputs: jax.tree.map(partial(spoil, bad=bad), cotangents(outputs))  # noqa: E731
+            def spoiled(outputs):
+                return jax.tree.map(partial(spoil, bad=bad), cotangents(outputs))
+
             return [results(c, implementation, options, args, spoiled) for options in sets]
 
         return jax.jit(run)
@@ -170,7 +172,9 @@ def test_vmap_scan_and_remat(c, x64):
 
     @jax.jit
     def transformed(*args):
-        scan = lambda f: jax.lax.scan(lambda _, at: (None, f(*at)), None, args)[1]  # noqa: E731
+        def scan(f):
+            return jax.lax.scan(lambda _, at: (None, f(*at)), None, args)[1]
+
         once_more = jax.tree.map(lambda a: a[None], args)
         return jax.vmap(f)(*args), {
             "vmap": jax.vmap(gradient(f))(*args),
@@ -213,7 +217,9 @@ def test_second_order(c, x64):
     leaves, whole = floats(two(c)[0])
 
     def second(implementation, options):
-        slope = lambda leaves: gradient(value(c, implementation, options))(*whole(leaves))  # noqa: E731
+        def slope(leaves):
+            return gradient(value(c, implementation, options))(*whole(leaves))
+
         over = jax.grad(lambda leaves: sum(jnp.sin(g).sum() for g in slope(leaves)))
         return over(leaves), jax.jvp(slope, (leaves,), (cotangents(leaves),))[1]
 

@@ -3,10 +3,10 @@
 Modules and classes are named as in Flax: `linen.RNN` takes the place of `flax.linen.RNN`.
 """
 
-try:
-    import flax as _  # noqa: F401
-except ModuleNotFoundError as error:
-    raise ImportError("jaxnet.interop.flax needs Flax: pip install 'jaxnet[flax]'") from error
+from importlib.util import find_spec
+
+if find_spec("flax") is None:
+    raise ImportError("jaxnet.interop.flax needs Flax: pip install 'jaxnet[flax]'")
 
 from jaxnet.interop.flax import linen as linen
 from jaxnet.interop.flax import nnx as nnx

@@ -53,7 +53,9 @@ class RNN(nnx.RNN):
             self, time_major=time_major, return_carry=return_carry, reverse=reverse, keep_order=keep_order
         )
         _check(self.cell, {})  # what it was constructed with may have been replaced
-        inputs = jnp.asarray(inputs)
+        inputs, features = jnp.asarray(inputs), self.cell.in_features
+        if inputs.shape[-1:] != (features,):
+            raise ValueError(f"RNN needs inputs (…, {features}) for its cell; got {inputs.shape}")
         rngs = self.rngs if rngs is None else rngs
         rngs = rngs.carry.fork() if isinstance(rngs, nnx.Rngs) else rngs
         if initial_carry is None:
@@ -70,7 +72,10 @@ class RNN(nnx.RNN):
 def _check(cell: Any, unserved: dict[str, Any]) -> None:
     recurrent.check("nnx.RNN", cell, _CELLS, unserved)
     if cell.promote_dtype is not dtypes.promote_dtype:
-        raise ValueError("jaxnet's nnx.RNN needs a cell with Flax's own promote_dtype: use flax.nnx.RNN")
+        got = getattr(cell.promote_dtype, "__name__", repr(cell.promote_dtype))
+        raise ValueError(
+            f"jaxnet's nnx.RNN needs a cell with Flax's own promote_dtype; got {got}: use flax.nnx.RNN"
+        )
     for kind in {type(linear) for side in _maps(cell) for linear in side} - {nnx.Linear}:
         raise TypeError(f"jaxnet's nnx.RNN needs a cell of nnx.Linear; got {kind.__name__}: use flax.nnx.RNN")
 

@@ -44,8 +44,10 @@ def check(module: str, cell: Any, cells: Mapping[type, str], unserved: Mapping[s
     instead = f"use flax.{module}"
     if type(cell) not in cells:
         names = ", ".join(kind.__name__ for kind in cells)
+        kind = type(cell)
         raise TypeError(
-            f"jaxnet's {module} needs one of {names}, and no subclass; got {type(cell).__name__}: {instead}"
+            f"jaxnet's {module} needs one of {names} of {next(iter(cells)).__module__}, and no subclass; got "
+            f"{kind.__name__} of {kind.__module__}: {instead}"
         )
     op, gate = cells[type(cell)], getattr(cell, "gate_fn", jax.nn.sigmoid)
     served = _ACTIVATIONS if op == "rnn" else {jnp.tanh}
