@@ -51,6 +51,7 @@ def product(
         slope: g, of `ACTIVATIONS`.
         keep: whether z is a result; if not, it is None.
     """
+    _check(activation, slope)
     which = _Which(transpose_b, activation, slope, keep)
 
     def run(a: jax.Array, b: jax.Array, *present: jax.Array) -> list[jax.Array]:
@@ -78,6 +79,7 @@ def gradients(
         saved: (…, O), or None.
         slope: g, of `ACTIVATIONS`.
     """
+    _check(slope)
     results = [jax.ShapeDtypeStruct(shape, x.dtype) for shape in ((x.shape[-1], dy.shape[-1]), dy.shape[-1:])]
 
     def run(*args: jax.Array) -> list[jax.Array]:
@@ -87,6 +89,13 @@ def gradients(
     axes = f"{rows} i, {rows} o" + f", {rows} o" * (saved is not None) + " -> i o, o"
     dweight, dbias = ffi.spread(run, axes)(*ffi.present(x, dy, saved))
     return dweight, dbias
+
+
+def _check(*names: str) -> None:
+    """The kernels look for a name until they find it."""
+    for name in names:
+        if name not in ACTIVATIONS:
+            raise ValueError(f"the kernels compute {', '.join(map(repr, ACTIVATIONS))}; got {name!r}")
 
 
 def _rows(x: jax.Array) -> jax.Array:

@@ -165,6 +165,16 @@ def check_slope(name, kind, size, dtype):
     assert np.all(np.isnan(gap) == np.isnan(size))
 
 
+def test_another_activation_never_reaches_the_kernel():
+    a = jnp.ones((2, 2))
+    for call in (
+        partial(cpu.product, a, a, None, None, activation="mish"),
+        partial(cpu.gradients, a, a, a, slope="mish"),
+    ):
+        with pytest.raises(ValueError, match="'gelu exact'; got 'mish'"):
+            call()
+
+
 FUNCTIONS = {
     "tanh": np.tanh,
     "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
