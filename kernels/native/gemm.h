@@ -149,6 +149,13 @@ void pack_times(const Operand<T>& x, int64_t line, int64_t lines, int64_t k, int
   }
 }
 
+// The compiler knows no more of p. It would else keep a pointer to each row of a tile, which are more than it has
+// registers for, and fetch them from vector registers, at the cost of multiplications.
+template <typename T>
+inline void hide(const T*& p) {
+  asm("" : "+r"(p));
+}
+
 // c = start + a b for a whole tile; `along` as in Operand a. `b` is a panel if `packed`; if not, it lies in B and is
 // written to `panel`, unless that is null. Meanwhile the place of the next tile, of the same size, is fetched.
 //
@@ -166,6 +173,10 @@ void tile(int64_t depth, const T* a, int64_t a_stride, const T* b, int64_t b_str
   }
   const int64_t pace = (int64_t{rows} << 16) / std::max<int64_t>(depth, 1);
   int64_t position = 0;
+  constexpr int near = 3;  // rows that are addressed from one pointer: its own, and those one and two strides away
+  const T* lines[(rows + near - 1) / near];
+#pragma GCC unroll 16
+  for (int i = 0; along && i < rows; i += near) lines[i / near] = a + i * a_stride;
   for (int64_t k = 0; k < depth; ++k, b += packed ? vectors * n : b_stride) {
     // Spread over the depth: all at once they would hold up the operands.
     const T* line = next + (position >> 16) * c_stride;
@@ -184,11 +195,15 @@ void tile(int64_t depth, const T* a, int64_t a_stride, const T* b, int64_t b_str
       panel += vectors * n;
     }
 #pragma GCC unroll 16
+    for (int i = 0; along && i < rows; i += near) hide(lines[i / near]);
+#pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
-      const T row = along ? a[i * a_stride + k] : a[k * a_stride + i];
+      const T row = along ? lines[i / near][i % near * a_stride] : a[k * a_stride + i];
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; ++v) sum[i][v] += row * column[v];
     }
+#pragma GCC unroll 16
+    for (int i = 0; along && i < rows; i += near) ++lines[i / near];
   }
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {

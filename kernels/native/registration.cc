@@ -4,6 +4,10 @@
 #include <cstring>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace jaxnet {
 namespace {
 
@@ -18,6 +22,20 @@ std::vector<Target>& targets() {
 bool register_target(Target target) {
   targets().push_back(target);
   return true;
+}
+
+void use_large_pages([[maybe_unused]] const XLA_FFI_Rets& results) {
+#if defined(MADV_HUGEPAGE)
+  constexpr uintptr_t page = 2 << 20;
+  for (int64_t i = 0; i < results.size; ++i) {
+    const auto& result = *static_cast<const XLA_FFI_Buffer*>(results.rets[i]);
+    uintptr_t bytes = xla::ffi::ByteWidth(static_cast<xla::ffi::DataType>(result.dtype));
+    for (int64_t d = 0; d < result.rank; ++d) bytes *= result.dims[d];
+    const auto data = reinterpret_cast<uintptr_t>(result.data);
+    const uintptr_t begin = (data + page - 1) / page * page, end = (data + bytes) / page * page;
+    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  }
+#endif
 }
 
 }  // namespace jaxnet

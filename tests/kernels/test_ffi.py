@@ -1,5 +1,7 @@
 """Loading the compiled kernels, and calling them."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,3 +70,20 @@ def test_vmap_methods_agree(batched):
 def test_batch_of_none():
     found = jax.vmap(adam_step(True), in_axes=(0, None))(jnp.zeros((0, 5)), SCALARS)
     assert [x.shape for x in found] == [(0, 5)] * 3
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="the system has pages of one size"
+)
+def test_large_results_lie_on_large_pages():
+    result = adam_step(batched=False)(jnp.ones(1 << 21), SCALARS)[0]  # 8 MB
+    middle = result.unsafe_buffer_pointer() + (4 << 20)
+    flags = {}
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *rest = line.split()
+        if not name.endswith(":"):
+            begin, end = (int(address, 16) for address in name.split("-"))
+        elif name == "VmFlags:":
+            flags[range(begin, end)] = rest
+    [found] = [flags[addresses] for addresses in flags if middle in addresses]
+    assert "hg" in found
