@@ -1,5 +1,6 @@
 """The tests run as strictly as a user may: no implicit promotion of dtypes or ranks."""
 
+import argparse
 import os
 
 import hypothesis
@@ -21,6 +22,24 @@ hypothesis.settings.load_profile("jaxnet")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def _part(text):
+    k, slash, n = text.partition("/")
+    if not (slash and k.isdecimal() and n.isdecimal() and int(k) < int(n)):
+        raise argparse.ArgumentTypeError(f"wanted k/n with 0 ≤ k < n, such as 0/4; got {text!r}")
+    return int(k), int(n)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--part", type=_part, default=(0, 1), metavar="k/n", help="every n-th test from the k-th on")
+
+
+@pytest.hookimpl(trylast=True)  # after the choice by -m and -k
+def pytest_collection_modifyitems(config, items):
+    k, n = config.getoption("part")
+    config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i % n != k])
+    items[:] = items[k::n]
 
 
 @pytest.fixture
