@@ -18,6 +18,7 @@ from jax import Array
 
 from jaxnet.activations import accumulation_dtype, sigmoid, softplus
 from jaxnet.losses.loss import Loss, rule, same_shape
+from jaxnet.ops.arrays import check_arrays
 
 
 class Adversarial(NamedTuple):
@@ -100,6 +101,7 @@ def gradient_penalty(gradient: Array, slope: float = 1.0) -> Array:
         >>> logits, pullback = discriminator.vjp(params, x)
         >>> losses.gradient_penalty(pullback(jnp.ones_like(logits))[1]).mean()
     """
+    check_arrays("gradient_penalty", {"gradient": gradient})
     if gradient.ndim < 1 or not jnp.issubdtype(gradient.dtype, jnp.floating):
         raise ValueError(f"gradient_penalty needs a gradient (batch, …); got {gradient.dtype} {gradient.shape}")
     g = gradient.astype(accumulation_dtype(gradient.dtype)).reshape(len(gradient), -1)

@@ -1,4 +1,7 @@
-"""Operations with a hand-written backward pass, one file each."""
+"""Operations with a hand-written backward pass, one file each.
+
+They take arrays of JAX or NumPy; a list or a number is a TypeError, which names the argument.
+"""
 
 from jaxnet.ops.attention import attention as attention
 from jaxnet.ops.attention import attention_vjp as attention_vjp

@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float, Integer
 
 from jaxnet.activations import accumulation_dtype
 from jaxnet.ops import dispatch
+from jaxnet.ops.arrays import check_arrays
 from jaxnet.ops.attention_tiles import Options, Others, Tiles, grouped, kept, pairs, scores, tiles_of
 from jaxnet.ops.gradients import like, zeros
 
@@ -301,6 +302,9 @@ def _check(
     dropout_key: Array | None = None,
     chunk: int = CHUNK,
 ) -> tuple[Options, Others]:
+    at = {} if isinstance(offset, int) else {"offset": offset}
+    arrays = {"query": query, "key": key, "value": value}
+    check_arrays("attention", arrays | at, bias=bias, mask=mask, lengths=lengths)
     if query.ndim != 4 or key.ndim != 4 or value.shape[:3] != key.shape[:3] or value.ndim != 4:
         raise ValueError(
             "attention needs a query (B, T, N, H), a key (B, S, K, H) and a value (B, S, K, D); "
@@ -312,7 +316,7 @@ def _check(
             f"attention needs a key ({b}, S, K, H), H that of the query and ≥ 1, K a divisor of its {n} heads, "
             f"for a query {query.shape}; got {key.shape}"
         )
-    for name, array in {"query": query, "key": key, "value": value, "bias": bias}.items():
+    for name, array in (arrays | {"bias": bias}).items():
         if array is not None and not (jnp.issubdtype(array.dtype, jnp.floating) and array.dtype == query.dtype):
             raise ValueError(
                 f"attention needs query, key, value and bias of one floating-point dtype; got {name} of "
@@ -347,6 +351,6 @@ def _check(
         raise ValueError(f"attention needs a dropout_key for a dropout_rate of {dropout_rate}; got None")
     right = 0 if causal else right
     scale = max(h, 1) ** -0.5 if scale is None else scale
-    at, array = (offset, None) if isinstance(offset, int) else (None, offset.reshape(-1))
-    options = Options(left, right, at, scale, dropout_rate, chunk)
+    number, array = (offset, None) if isinstance(offset, int) else (None, offset.reshape(-1))
+    options = Options(left, right, number, scale, dropout_rate, chunk)
     return options, Others(mask, lengths, array, dropout_key if dropout_rate else None)

@@ -26,6 +26,7 @@ from jaxtyping import Float
 
 from jaxnet.activations import accumulation_dtype
 from jaxnet.ops import dispatch
+from jaxnet.ops.arrays import check_arrays
 from jaxnet.ops.gradients import like
 from jaxnet.ops.normalization import check
 
@@ -250,6 +251,8 @@ _inference.defvjp(inference_forward, inference_backward)
 
 
 def _check(op: str, x: Array, eps: float, **arrays: Array | None) -> None:
+    given = {name: array for name, array in arrays.items() if name in ("mean", "variance")}
+    check_arrays(op, {"x": x, **given}, **arrays)
     if x.ndim < 2:
         raise ValueError(f"{op} needs x (N…, C); got {x.shape}")
     check(op, x, x.shape[-1:], eps, **arrays)

@@ -23,6 +23,7 @@ from jaxtyping import Float
 
 from jaxnet.activations import accumulation_dtype
 from jaxnet.ops import correlation, dispatch
+from jaxnet.ops.arrays import check_arrays
 from jaxnet.ops.correlation_xla import Geometry, Ints
 from jaxnet.ops.gradients import like
 from jaxnet.ops.windows import Ends, Padding, PerAxis, explicit_padding, per_axis, same_padding
@@ -184,6 +185,7 @@ def _ends(padding: Padding, image: Ints, window: Ints, stride: Ints, dilation: I
 
 def checked(op: str, x: Array, weight: Array, bias: Array | None) -> None:
     """Raises a ValueError unless the ranks fit, no axis of places is empty, and there is one dtype."""
+    check_arrays(op, {"x": x, "weight": weight}, bias=bias)
     if not 3 <= x.ndim <= 5:
         raise ValueError(f"{op} needs x (N, places…, C) with 1, 2 or 3 axes of places; got shape {x.shape}")
     if weight.ndim != x.ndim:

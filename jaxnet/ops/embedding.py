@@ -18,6 +18,7 @@ from jaxtyping import Float, Integer
 
 from jaxnet.activations import accumulation_dtype
 from jaxnet.ops import dispatch
+from jaxnet.ops.arrays import check_arrays
 from jaxnet.ops.gradients import like, zeros
 from jaxnet.ops.integers import check_integers, wide
 
@@ -72,7 +73,7 @@ def forward(ids: Array, table: Array) -> tuple[Array, Residuals]:
     rows, features = jax.typeof(ids).sharding, jax.typeof(table).sharding
     sharding = NamedSharding(rows.mesh, PartitionSpec(*rows.spec, features.spec[1]))
     options: dict[str, Any] = {"mode": "fill", "fill_value": jnp.nan, "wrap_negative_indices": False}
-    return table.at[wide(ids)].get(**options, out_sharding=sharding), Residuals(ids, table)
+    return jnp.asarray(table).at[wide(ids)].get(**options, out_sharding=sharding), Residuals(ids, table)
 
 
 def backward(residuals: Residuals, dy: Array) -> tuple[None, Array]:
@@ -97,6 +98,7 @@ _embedding.defvjp(forward, backward)
 
 
 def _check(ids: Array, table: Array) -> None:
+    check_arrays("embedding", {"ids": ids, "table": table})
     if table.ndim != 2 or not jnp.issubdtype(table.dtype, jnp.floating):
         raise ValueError(f"embedding needs a floating-point table (V, E); got {table.dtype} {table.shape}")
     check_integers(f"the ids of an embedding of {len(table)} rows", ids, len(table))

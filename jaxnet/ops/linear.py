@@ -22,6 +22,7 @@ from jaxnet import activations
 from jaxnet.activations import Activation, accumulation_dtype
 from jaxnet.kernels.linear import cpu
 from jaxnet.ops import dispatch
+from jaxnet.ops.arrays import check_arrays
 from jaxnet.ops.gradients import like
 
 
@@ -255,6 +256,7 @@ _linear.defvjp(
 
 
 def _check(x: Array, weight: Array, bias: Array | None, activation: str | Activation | None) -> Activation | None:
+    check_arrays("linear", {"x": x, "weight": weight}, bias=bias)
     if weight.ndim != 2:
         raise ValueError(f"linear needs a weight (I, O); got shape {weight.shape}")
     if x.ndim < 1 or x.shape[-1] != weight.shape[0]:

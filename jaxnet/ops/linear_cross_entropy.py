@@ -22,6 +22,7 @@ from jaxtyping import Float, Integer
 
 from jaxnet.activations import accumulation_dtype
 from jaxnet.ops import dispatch
+from jaxnet.ops.arrays import check_arrays
 from jaxnet.ops.gradients import like, zeros
 from jaxnet.ops.integers import check_integers, wide
 
@@ -223,6 +224,7 @@ _linear_cross_entropy.defvjp(forward, backward)
 
 
 def _check(x: Array, weight: Array, labels: Array, bias: Array | None, options: Options) -> Options:
+    check_arrays("linear_cross_entropy", {"x": x, "weight": weight, "labels": labels}, bias=bias)
     alpha, ignored, chunk = options
     if weight.ndim != 2 or weight.shape[1] < 1 or x.ndim < 1 or x.shape[-1] != weight.shape[0]:
         raise ValueError(

@@ -25,6 +25,7 @@ from jaxtyping import Float
 
 from jaxnet.activations import accumulation_dtype
 from jaxnet.ops import dispatch
+from jaxnet.ops.arrays import check_arrays
 from jaxnet.ops.gradients import like
 
 
@@ -250,6 +251,7 @@ def _layer(
     eps: float,
     op: str = "layer_norm",
 ) -> _Norm:
+    check_arrays(op, {"x": x}, scale=scale, bias=bias)
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
     if not axes or any(not -x.ndim <= a < x.ndim for a in axes) or len({a % x.ndim for a in axes}) < len(axes):
         raise ValueError(f"{op} needs one or several different axes of x {x.shape}; got axis {axis}")
@@ -260,6 +262,7 @@ def _layer(
 
 
 def _group(x: Array, scale: Array | None, bias: Array | None, groups: int, eps: float) -> _Norm:
+    check_arrays("group_norm", {"x": x}, scale=scale, bias=bias)
     if x.ndim < 2:
         raise ValueError(f"group_norm needs x (N, S…, C); got {x.shape}")
     channels = x.shape[-1]

@@ -20,6 +20,7 @@ from jaxtyping import Float
 
 from jaxnet.activations import accumulation_dtype
 from jaxnet.ops import dispatch
+from jaxnet.ops.arrays import check_arrays
 
 
 class Residuals(NamedTuple):
@@ -118,6 +119,7 @@ _rotary.defvjp(forward, backward)
 
 
 def _check(x: Array, base: float, offset: int | Array) -> Array:
+    check_arrays("rotary", {"x": x})
     if x.ndim != 4 or x.shape[-1] % 2 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"rotary needs a floating-point x (B, T, N, H), H even; got {x.dtype} {x.shape}")
     if not base > 0:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxnet.ops.arrays import check_arrays
 from jaxnet.ops.recurrence import State, Weights
 
 
@@ -20,28 +21,32 @@ def check(
     """Checks the shapes and dtypes of all arguments.
 
     Raises:
+        TypeError: if one is no array.
         ValueError: if they don't fit.
     """
+    if pair and initial is not None and not (isinstance(initial, tuple) and len(initial) == 2):
+        raise ValueError(
+            f"{op} needs an initial state (h, c), a tuple of two arrays; got {type(initial).__name__}"
+        )
+    given = () if initial is None else initial if pair else (initial,)
+    states = dict(zip(("initial h", "initial c"), given, strict=False))
+    weight, recurrent_weight, bias, recurrent_bias = weights
+    required = {"x": x, "weight": weight, "recurrent_weight": recurrent_weight, **states}
+    check_arrays(op, required, bias=bias, recurrent_bias=recurrent_bias, lengths=lengths)
     if x.ndim != 3:
         raise ValueError(f"{op} needs x (B, T, I); got {x.shape}")
-    shape = weights.recurrent_weight.shape
+    shape = recurrent_weight.shape
     if len(shape) != 2 or shape[1] != gates * shape[0]:
         columns = "H" if gates == 1 else f"{gates} H"
         raise ValueError(f"{op} needs a recurrent_weight (H, {columns}); got {shape}")
     h = shape[0]
     expected = {
-        "weight": (weights.weight, (x.shape[2], gates * h)),
-        "recurrent_weight": (weights.recurrent_weight, shape),
-        "bias": (weights.bias, (gates * h,)),
-        "recurrent_bias": (weights.recurrent_bias, (h,)),
+        "weight": (weight, (x.shape[2], gates * h)),
+        "recurrent_weight": (recurrent_weight, shape),
+        "bias": (bias, (gates * h,)),
+        "recurrent_bias": (recurrent_bias, (h,)),
     }
-    if pair and initial is not None and not (isinstance(initial, tuple) and len(initial) == 2):
-        raise ValueError(
-            f"{op} needs an initial state (h, c), a tuple of two arrays; got {type(initial).__name__}"
-        )
-    states = initial if pair and initial is not None else (initial,)
-    for name, state in zip(("initial h", "initial c"), states, strict=False):
-        expected[name] = state, (x.shape[0], h)
+    expected |= {name: (state, (x.shape[0], h)) for name, state in states.items()}
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"{op} needs a floating-point x; got {x.dtype}")
     for name, (array, right) in expected.items():
@@ -79,6 +84,7 @@ def one_step(op: str, x: Array) -> Array:
     Raises:
         ValueError: for another shape.
     """
+    check_arrays(op, {"x": x})
     if x.ndim != 2:
         raise ValueError(f"{op} needs x (B, I); got {x.shape}")
     return x[:, None]

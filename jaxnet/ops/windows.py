@@ -13,6 +13,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxnet.ops.arrays import check_arrays
+
 PerAxis = int | Sequence[int]
 Padding = str | int | Sequence[int | Sequence[int]]
 Ends = tuple[tuple[int, int], ...]  # before and after, along each axis
@@ -79,6 +81,7 @@ def spatial_of(op: str, x: Array) -> tuple[int, ...]:
     Raises:
         ValueError: for an x that isn't (N, S…, C) of floats, with one to three spatial axes.
     """
+    check_arrays(op, {"x": x})
     if not 3 <= x.ndim <= 5 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"{op} needs a floating-point x (N, one to three spatial axes, C); got {x.dtype} {x.shape}"
