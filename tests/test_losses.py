@@ -6,6 +6,7 @@ from operator import attrgetter
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -433,3 +434,10 @@ def test_the_mean_is_over_what_counts(alpha, x64):
     assert not np.any(loss(z, nothing))
     assert not np.any(losses.derivative(loss)(z, nothing))
     assert loss(z.astype("float32"), labels).dtype == jnp.float32
+
+
+def test_the_mean_over_what_counts_takes_lists_as_every_loss(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it would be the first to complain
+    loss, args = losses.counted(losses.cross_entropy, -1), ([[1.0, 2.0], [3.0, 4.0]], [0, -1])
+    for function in (loss, losses.derivative(loss)):
+        np.testing.assert_array_equal(function(*args), function(*map(jnp.asarray, args)))

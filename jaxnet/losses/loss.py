@@ -99,20 +99,21 @@ def counted(loss: Loss, ignore_label: int) -> Loss:
     ignoring = partial(loss, ignore_label=ignore_label)
 
     @derived(partial(_counted_derivative, ignoring, ignore_label))
-    def scaled(prediction: Array, target: Array) -> Array:
-        values = ignoring(prediction, target)
-        return _examples_for_each_counted(target, ignore_label).astype(values.dtype) * values
+    def scaled(prediction: ArrayLike, target: ArrayLike) -> Array:
+        return _for_each_counted(ignoring(prediction, target), target, ignore_label)
 
     return scaled
 
 
-def _counted_derivative(loss: Loss, ignore_label: int, p: Array, t: Array) -> Array:
-    return _examples_for_each_counted(t, ignore_label).astype(p.dtype) * derivative(loss)(p, t)
+def _counted_derivative(loss: Loss, ignore_label: int, p: ArrayLike, t: ArrayLike) -> Array:
+    return _for_each_counted(derivative(loss)(p, t), t, ignore_label)
 
 
-def _examples_for_each_counted(target: Array, ignore_label: int) -> Array:
-    """N/n."""
-    return target.size / jnp.maximum(jnp.sum(target != ignore_label), 1)
+def _for_each_counted(values: Array, target: ArrayLike, ignore_label: int) -> Array:
+    """N/n values."""
+    labels = jnp.asarray(target)
+    each = labels.size / jnp.maximum(jnp.sum(labels != ignore_label), 1)
+    return each.astype(values.dtype) * values
 
 
 def same_shape(name: str, p: Array, t: Array, *options: float) -> None:
