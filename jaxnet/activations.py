@@ -10,7 +10,7 @@ hard_swish takes the outer slope, 0 at −3 and 1 at 3.
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial, wraps
 from typing import Any
 
@@ -32,7 +32,7 @@ def get(activation: str | Activation) -> Activation:
 
     Raises:
         ValueError: if there is none of that name (the message has the nearest), or the function has no
-            derivative written beside it (`elementwise` adds one).
+            derivative written beside it (`elementwise` adds one; for one of `jax.nn` the message has the name).
     """
     if isinstance(activation, str):
         if activation in _NAMES:
@@ -42,10 +42,19 @@ def get(activation: str | Activation) -> Activation:
         raise ValueError(f"unknown activation {activation!r}: did you mean {near!r}? There are {names}")
     if not hasattr(_function(activation), "derivative"):
         raise ValueError(
-            f"activation must be a name or a function with a derivative written beside it; got {activation!r}. "
-            "Decorate it with @jaxnet.activations.elementwise(derivative)"
+            f"activation must be a name or a function with a derivative written beside it; got {activation!r}"
+            + (instead(activation) or ". Decorate it with @jaxnet.activations.elementwise(derivative)")
         )
     return activation
+
+
+def instead(activation: Any, names: Iterable[str] = _NAMES) -> str:
+    """How an error goes on about a function of `jax.nn`, or of this page, that has one of `names`; else empty."""
+    function, options = _function(activation), getattr(activation, "keywords", None)
+    for name in names:
+        if function is getattr(jax.nn, name, None) or function is _NAMES[name]:
+            return f". Use a partial of jaxnet.activations.{name}" if options else f". Use {name!r}"
+    return ""
 
 
 def derivative(activation: str | Activation) -> Activation:

@@ -5,11 +5,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from scipy import special
 
-from jaxnet import activations, verify
+from jaxnet import activations, layers, ops, verify
 
 ROOT_2_PI = np.sqrt(2 / np.pi)
 
@@ -288,10 +289,43 @@ def test_an_unknown_name_suggests_the_nearest(wrong, nearest):
         activations.get(wrong)
 
 
-@pytest.mark.parametrize("function", [jnp.sin, partial(jax.nn.leaky_relu, negative_slope=0.1), lambda x: x])
+@pytest.mark.parametrize("function", [jnp.sin, jax.nn.celu, lambda x: x])
 def test_a_function_without_a_derivative_is_refused(function):
     with pytest.raises(ValueError, match=re.escape("Decorate it with @jaxnet.activations.elementwise")):
         activations.get(function)
+
+
+@pytest.mark.parametrize(
+    ("function", "use"),
+    [
+        *((getattr(jax.nn, name), f"'{name}'") for name in activations._NAMES if name != "swish"),
+        (jax.nn.swish, "'silu'"),
+        (jnp.tanh, "'tanh'"),
+        (partial(jax.nn.leaky_relu, negative_slope=0.1), "a partial of jaxnet.activations.leaky_relu"),
+    ],
+)
+def test_of_a_function_of_jax_the_name_is_said(function, use):
+    for place in (
+        activations.get,
+        lambda f: ops.linear(jnp.ones((2, 3)), jnp.ones((3, 4)), activation=f),
+        lambda f: layers.dense(4, activation=f),
+        lambda f: layers.conv(4, 3, activation=f),
+        layers.activation,
+    ):
+        with pytest.raises(ValueError, match=rf"activation must be a name .*; got .*\. Use {use}$"):
+            place(function)
+
+
+@pytest.mark.parametrize("function", [jnp.tanh, jax.nn.relu, activations.tanh, activations.relu])
+def test_of_a_function_the_name_that_the_rnn_has_is_said(function, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it would be the first to complain
+    x, weight = jnp.ones((1, 2, 3)), jnp.ones((3, 3))
+    name = getattr(function, "__name__", "relu")
+    for rnn in (partial(ops.rnn, x, weight, weight), partial(layers.rnn, 3)):
+        with pytest.raises(ValueError, match=rf"rnn needs an activation 'tanh' or 'relu'; got .*\. Use '{name}'$"):
+            rnn(activation=function)
+        with pytest.raises(ValueError, match=r"rnn needs an activation 'tanh' or 'relu'; got \S+$"):
+            rnn(activation="gelu")
 
 
 def test_names_and_options():

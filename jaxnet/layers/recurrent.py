@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
-from jaxnet import ops
+from jaxnet import activations, ops
 from jaxnet.layers import initializers
 from jaxnet.layers.combinators import parallel, serial
 from jaxnet.layers.dropout import dropout
@@ -75,8 +75,10 @@ def rnn(
         >>> net.apply(net.init(jax.random.key(0), x := jnp.ones((8, 20, 3))), x).shape
         (8, 10)
     """
-    if activation not in ("tanh", "relu"):
-        raise ValueError(f"rnn needs an activation 'tanh' or 'relu'; got {activation!r}")
+    if activation not in (names := ("tanh", "relu")):
+        raise ValueError(
+            f"rnn needs an activation 'tanh' or 'relu'; got {activation!r}{activations.instead(activation, names)}"
+        )
     inits = _inits(
         initializers.suited_to(activation) if weight_init is None else weight_init, recurrent_init, bias_init
     )

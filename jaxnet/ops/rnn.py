@@ -164,7 +164,10 @@ def _check(
     activation: str,
 ) -> tuple[Cell, Weights]:
     if activation not in _CELLS:
-        raise ValueError(f"rnn needs an activation {' or '.join(map(repr, _CELLS))}; got {activation!r}")
+        raise ValueError(
+            f"rnn needs an activation {' or '.join(map(repr, _CELLS))}; got {activation!r}"
+            + activations.instead(activation, _CELLS)
+        )
     weights = Weights(weight, recurrent_weight, bias)
     check("rnn", 1, x, weights, initial, lengths)
     return _CELLS[activation], weights
