@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,12 @@ def test_json_alone_on_the_standard_output(run, small):
     assert code == 0
     assert [row["size"] for row in json.loads(out)["rows"]] == ["B32 24→40", "B3 4→5"] * 2
     assert "linear, forward + backward, float32" in errors
+
+
+@pytest.mark.parametrize(("rounds", "said"), [("1", "1 round"), ("2", "2 rounds")])
+def test_how_many_rounds(run, small, rounds, said):
+    _, out, _ = run("adamw", *QUICK, "--rounds", rounds)
+    assert re.search(rf"^measured +[\d-]+, {said}$", out, re.MULTILINE)
 
 
 def test_without_kernels(run, small, monkeypatch):

@@ -83,7 +83,7 @@ def bench(ops: tuple[str, ...], rounds: int, seconds: float, path: str | None) -
         rates = {"GEMM": gemm_rate(), "memory": memory_rate()}
         here = facts() | {
             "rates": f"GEMM {rates['GEMM']:.0f} GFLOP/s, memory {rates['memory']:.0f} GB/s",
-            "measured": f"{began:%Y-%m-%d}, {rounds} rounds",
+            "measured": f"{began:%Y-%m-%d}, {rounds} round{'s' * (rounds > 1)}",
         }
         progress.clear()
         for name, value in here.items():
