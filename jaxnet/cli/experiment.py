@@ -78,6 +78,7 @@ def experiment(body: Callable[[Any, Path], None], options: type[RunOptions]) -> 
     def run(**values: Any) -> None:
         config = options(**values)
         folder = _folder(config, script.stem)
+        new = not folder.exists()
         _cache_compilations()
         console = Console()
         for name, value in facts().items():
@@ -89,6 +90,10 @@ def experiment(body: Callable[[Any, Path], None], options: type[RunOptions]) -> 
         except train.Interrupted as stop:
             again = ["python", str(script), "--resume", "--run", folder.name, *_changed_on_resume(values)]
             raise train.Interrupted(f"{stop}. Go on with: {shlex.join(again)}") from None
+        except FileNotFoundError:  # of the data
+            if new:
+                _remove_unbegun(folder, config)
+            raise
 
     parameters: list[click.Parameter] = [_parameter(f) for f in fields(options)]
     command = click.Command(
@@ -156,6 +161,17 @@ def _folder(config: RunOptions, name: str) -> Path:
     while (runs / _numbered(name, number)).exists():
         number += 1
     return runs / _numbered(name, number)
+
+
+def _remove_unbegun(folder: Path, config: RunOptions) -> None:
+    """Removes the folder of a run if it holds nothing but the options that this start wrote."""
+    written = folder / "config.json"
+    if sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")) != ["checkpoints", "config.json"]:
+        return
+    if json.loads(written.read_text(encoding="utf-8"))["options"] == json.loads(json.dumps(configuration(config))):
+        (folder / "checkpoints").rmdir()
+        written.unlink()
+        folder.rmdir()
 
 
 def _latest(name: str) -> str:

@@ -273,6 +273,20 @@ def test_a_learning_rate_far_too_large(run):
     assert train.Checkpoints(run.cwd / "runs/wild/checkpoints").steps() == [0]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "recurrent_speech" else pytest.mark.long)
+        for name in EXPERIMENTS
+        if "data" in {f.name for f in options_of(name)}
+    ],
+)
+def test_without_its_data_no_run_is_left_behind(run, name):
+    line = only_error(run(name, "--data", "nowhere", "--run", f"{name}-nowhere"))
+    assert line == "error: the data folder nowhere isn't there (--data DIR or JAXNET_DATA)"
+    assert not (run.cwd / "runs" / f"{name}-nowhere").exists()
+
+
 def test_files_that_are_not_there(run):
     line = only_error(run("feedforward_mnist"))
     assert "train-images-idx3-ubyte" in line
