@@ -67,9 +67,10 @@ SIZES = [
 @every_kind
 def test_sizes(kind, dtype):
     with jax.enable_x64(dtype == np.float64):
-        for i, size in enumerate(SIZES):
-            args = operands(kind, *size, dtype, bias=i % 2 == 0)
-            check(kind, run(kind, *args), *args)
+        each = [operands(kind, *size, dtype, bias=i % 2 == 0) for i, size in enumerate(SIZES)]
+        found = jax.jit(lambda each: [run(kind, *args) for args in each])(each)  # one program compiles sooner
+        for product, args in zip(found, each, strict=True):
+            check(kind, product, *args)
 
 
 @every_kind
@@ -114,22 +115,29 @@ every_activation = pytest.mark.parametrize("name", ACTIVATIONS)
 
 
 @both_dtypes
-@every_activation
 @pytest.mark.parametrize("size", FUSED)
-def test_activation_of_the_product_and_what_it_is_of(name, size, dtype):
+def test_activation_of_the_product_and_what_it_is_of(size, dtype):
+    @jax.jit
+    def every(a, b, bias):
+        def one(name, f):
+            kept = cpu.product(a, b, None, bias, activation=name, keep=True)
+            return kept, cpu.product(a, b, None, bias, activation=name), f(z)
+
+        z = run("NN", a, b, bias)
+        return z, {name: one(name, f) for name, f in ACTIVATIONS.items()}
+
     with jax.enable_x64(dtype == np.float64):
         a, b, bias = operands("NN", *size, dtype)
         a[-1:, :1] = np.nan
-        z = run("NN", a, b, bias)
-        found, kept = cpu.product(*map(jnp.asarray, (a, b)), None, jnp.asarray(bias), activation=name, keep=True)
-        np.testing.assert_array_equal(kept, z)
-        # f, at most 1 + |z|, is computed to some units in the last place, here and by XLA; gelu's σ is of |z|³.
-        bound = 16 * np.finfo(dtype).eps * (1 + np.abs(z)) ** (3 if name == "gelu" else 1)
-        assert np.all(np.isnan(found) == np.isnan(z))
-        assert not np.any(np.abs(found - ACTIVATIONS[name](z)) > bound)
-        plain, nothing = cpu.product(*map(jnp.asarray, (a, b)), None, jnp.asarray(bias), activation=name)
-        assert nothing is None
-        np.testing.assert_array_equal(plain, found)
+        z, results = every(a, b, bias)
+        for name, ((found, kept), (plain, nothing), expected) in results.items():
+            np.testing.assert_array_equal(kept, z)
+            # f, at most 1 + |z|, is computed to some units in the last place, here and by XLA; gelu's σ is of |z|³.
+            bound = 16 * np.finfo(dtype).eps * (1 + np.abs(z)) ** (3 if name == "gelu" else 1)
+            assert np.all(np.isnan(found) == np.isnan(z)), name
+            assert not np.any(np.abs(found - expected) > bound), name
+            assert nothing is None
+            np.testing.assert_array_equal(plain, found)
 
 
 @both_dtypes
@@ -151,16 +159,27 @@ def test_derivatives(name, kind):
 def check_slope(name, kind, size, dtype):
     a, b, _ = operands(kind, *size, dtype)
     where = 1 if kind == "TN" else 0
+
+    @jax.jit
+    def products(a, b, z):
+        dy = (a, b)[where]
+        dz = activations.pullback(ACTIVATIONS[name])(z, dy)
+        saved = ACTIVATIONS[name](z) if name in ("relu", "tanh") else z
+        magnitudes = (a, dy) if where else (dy, b)
+        plain = (a, dz) if where else (dz, b)
+        return (
+            run(kind, *map(jnp.abs, magnitudes)),
+            run(kind, a, b, saved=saved, slope=name),
+            run(kind, *plain),
+        )
+
     dy = (a, b)[where]
-    z = jnp.asarray(3 * np.random.default_rng(1).normal(size=dy.shape), dtype)
     dy[-1:, -1:] = np.nan  # 0 · NaN stays
-    dz = np.asarray(activations.pullback(ACTIVATIONS[name])(z, dy))
-    saved = ACTIVATIONS[name](z) if name in ("relu", "tanh") else z
-    plain = (a, dz) if where else (dz, b)
+    z = (3 * np.random.default_rng(1).normal(size=dy.shape)).astype(dtype)
+    size, found, expected = map(np.asarray, products(a, b, z))
     # Beside `check`'s bound some eps of each slope, which is at most 1.2; of tanh's 1 − y that y has lost.
-    eps, depth = float(np.finfo(dtype).eps), plain[0].shape[0 if where else 1]
-    size = run(kind, *(np.abs(x) for x in ((a, dy) if where else (dy, b))))
-    gap = np.abs(run(kind, a, b, saved=saved, slope=name) - run(kind, *plain))
+    eps, depth = float(np.finfo(dtype).eps), a.shape[0 if where else 1]
+    gap = np.abs(found - expected)
     assert not np.any(gap > (2 * depth + 100) * eps * size)
     assert np.all(np.isnan(gap) == np.isnan(size))
 
