@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -136,9 +137,13 @@ def test_mistakes(run, arguments, message):
         ),
     ],
 )
-def test_mistakes_in_the_options(run, folder, arguments, message):
+def test_mistakes_in_the_options(folder, arguments, message, monkeypatch, capsys):
     before = sorted((folder / "runs").rglob("*"))
-    assert only_error(run(sys.executable, EXPERIMENT, *arguments.split())) == message
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [str(EXPERIMENT), *arguments.split()])
+    with pytest.raises(SystemExit) as stop:  # without a process for each: importing takes most of their time
+        runpy.run_path(str(EXPERIMENT), run_name="__main__")
+    assert only_error((stop.value.code, *capsys.readouterr())) == message
     assert sorted((folder / "runs").rglob("*")) == before
 
 
