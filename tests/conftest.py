@@ -24,7 +24,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-def _part(text):
+def part(text):
     k, slash, n = text.partition("/")
     if not (slash and k.isdecimal() and n.isdecimal() and int(k) < int(n)):
         raise argparse.ArgumentTypeError(f"wanted k/n with 0 ≤ k < n, such as 0/4; got {text!r}")
@@ -32,7 +32,7 @@ def _part(text):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--part", type=_part, default=(0, 1), metavar="k/n", help="every n-th test from the k-th on")
+    parser.addoption("--part", type=part, default=(0, 1), metavar="k/n", help="every n-th test from the k-th on")
 
 
 @pytest.hookimpl(trylast=True)  # after the choice by -m and -k
