@@ -1,6 +1,7 @@
 """The tests run as strictly as a user may: no implicit promotion of dtypes or ranks."""
 
 import argparse
+import gc
 import os
 
 import hypothesis
@@ -16,6 +17,8 @@ if "XLA_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = " ".join(flags)
     jax.devices()
     del os.environ["XLA_FLAGS"]
+
+gc.set_threshold(50_000, 20, 100)  # tracing makes many objects: looking for cycles takes a twentieth of the time
 
 hypothesis.settings.register_profile("jaxnet", deadline=None, derandomize=True, database=None)  # tests never time
 hypothesis.settings.load_profile("jaxnet")
