@@ -13,10 +13,9 @@ import click
 import jax
 import numpy as np
 import optax
+from baselines.chatbot import NEIGHBOURS, Pairs, Retrieval, baselines
 from jax import Array
-from scipy.sparse import csr_array
 from scipy.special import logsumexp
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from jaxnet import cli, data, losses, networks, train
 from jaxnet.cli import NOT_NEGATIVE, POSITIVE, option
@@ -24,7 +23,6 @@ from jaxnet.cli import NOT_NEGATIVE, POSITIVE, option
 Dialogue = list[str]
 
 BEGINNING, END = data.BytePairTokenizer.beginning, data.BytePairTokenizer.end
-NEIGHBOURS = (1, 3, 10, 30, 100)  # so many replies may be retrieved
 CANDIDATES = 100  # replies to find the right one among
 SMOKE = {"vocabulary": 150, "features": 32, "block": 16, "batch_size": 16, "longest": 32, "buckets": 2, "parts": 1}
 
@@ -68,26 +66,6 @@ class Texts(NamedTuple):
     validation: list[Dialogue]
     test: list[Dialogue]
     left_out: int  # replies of the training
-
-
-class Pairs(NamedTuple):
-    """Each utterance that is answered, and its answer; as tokens also all that was said before."""
-
-    said: list[str]
-    replied: list[str]
-    histories: list[np.ndarray]  # from BEGINNING to END, which ends each utterance
-    targets: list[np.ndarray]  # the reply, to END
-
-    def at(self, rows: np.ndarray) -> "Pairs":
-        return Pairs(*([column[i] for i in rows] for column in self))
-
-    def tokens(self) -> np.ndarray:
-        """Of the replies, one after the other."""
-        return np.concatenate(self.targets)
-
-    def rows(self) -> np.ndarray:
-        """Of which reply each of them is."""
-        return np.repeat(np.arange(len(self.targets)), [len(ids) for ids in self.targets])
 
 
 def main(config: Config, folder: Path) -> None:
@@ -260,82 +238,6 @@ def amount(config: Config, texts: Texts, known: Pairs, *measured: Pairs) -> list
             f"{name}: {len(part.said):,} replies of {len(part.tokens()):,} tokens; cut to {config.longest} are "
             f"{long[1]:,} of them, and what was said before {long[0]:,}"
         )
-    return found
-
-
-# What it is measured beside
-
-
-def perplexity(p: np.ndarray) -> float:
-    return float(np.exp(-np.log(p).mean()))
-
-
-class Retrieval:
-    """The replies to what is nearest: by the cosine of words and pairs of words, the rare ones counting more."""
-
-    def __init__(self, known: Pairs, vocabulary: int) -> None:
-        self.words = TfidfVectorizer(
-            ngram_range=(1, 2), token_pattern=r"\w+|[^\w\s]", sublinear_tf=True, dtype=np.float32
-        )
-        self.words.fit(known.said + known.replied)
-        self.said = self.words.transform(known.said).T.tocsr()  # (words, n)
-        self.replied = self.words.transform(known.replied)  # (n, words)
-        rows = known.rows()
-        shares = 1 / np.bincount(rows)[rows]
-        self.tokens = csr_array((shares, (rows, known.tokens())), (len(known.targets), vocabulary))
-
-    def nearest(self, said: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The numbers of the nearest, (m, k), the nearest first, and how near they are."""
-        k, found = min(NEIGHBOURS[-1], self.said.shape[1]), []
-        for i in range(0, len(said), 200):
-            near = (self.words.transform(said[i : i + 200]) @ self.said).toarray()
-            best = np.argpartition(-near, k - 1, -1)[:, :k]
-            best = np.take_along_axis(best, np.argsort(-np.take_along_axis(near, best, -1), -1), -1)
-            found.append((best, np.take_along_axis(near, best, -1)))
-        numbers, nearness = zip(*found, strict=True)
-        return np.concatenate(numbers), np.concatenate(nearness)
-
-    def weights(self, nearest: tuple[np.ndarray, np.ndarray], k: int) -> csr_array:
-        """What each of the k nearest counts, by how near it is, in sum 1; (m, n)."""
-        best, near = (part[:, :k] for part in nearest)
-        near = near + 1e-6  # where no word is known, all are equally near
-        rows = np.repeat(np.arange(len(best)), best.shape[1])
-        shares = near / near.sum(-1, keepdims=True)
-        return csr_array((shares.ravel(), (rows, best.ravel())), (len(best), self.said.shape[1]))
-
-    def chances(self, pairs: Pairs) -> dict[int, np.ndarray]:
-        """p of each token of the replies: its share in those retrieved, for each number of them."""
-        nearest = self.nearest(pairs.said)
-        at = pairs.rows(), pairs.tokens()
-        return {k: np.asarray((self.weights(nearest, k) @ self.tokens)[at]).ravel() for k in NEIGHBOURS}
-
-    def likeness(self, pairs: Pairs, k: int) -> np.ndarray:
-        """(m, m): the cosine of the mean of the k replies retrieved to what was said, and each of the replies."""
-        mean = (self.weights(self.nearest(pairs.said), k) @ self.replied).toarray()
-        lengths = np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-9)
-        return (self.words.transform(pairs.replied) @ (mean / lengths).T).T
-
-    def common(self, pairs: Pairs) -> np.ndarray:
-        """(m, m): the cosine of what was said and each of the replies."""
-        return (self.words.transform(pairs.said) @ self.words.transform(pairs.replied).T).toarray()
-
-
-def baselines(retrieval: Retrieval, known: Pairs, validation: Pairs, test: Pairs) -> dict[str, float]:
-    """Perplexities of the test. The validation chooses how many replies are mixed in, and with what weight."""
-    found, retrieved = {}, [retrieval.chances(part) for part in (validation, test)]
-    # Replies one after the other: the token before one is the END of another.
-    model = data.NGrams(known.tokens(), retrieval.tokens.shape[1], 3)
-    ngrams = [np.exp(model.log_probabilities(part.tokens())) for part in (validation, test)]
-    for order, name in {1: "unigrams", 3: "trigrams"}.items():
-        alone = [p[order - 1] for p in ngrams]
-        found[name] = perplexity(alone[1])
-
-        def mixed(part: int, k: int, w: float, alone: list[np.ndarray] = alone) -> float:
-            return perplexity(w * retrieved[part][k] + (1 - w) * alone[part])
-
-        mixtures = [(k, w) for k in NEIGHBOURS for w in np.linspace(0.02, 0.98, 49)]
-        k, w = min(mixtures, key=lambda mixture: mixed(0, *mixture))
-        found[f"{name}, and {k} retrieved by {w:.2f}"] = mixed(1, k, w)
     return found
 
 

@@ -1,4 +1,4 @@
-"""The chatbot's own arithmetic: texts as one types them, retrieved replies, the choice of one."""
+"""The arithmetic of the chatbot and its baselines: texts as typed, retrieved replies, the choice of one."""
 
 import importlib.util
 import sys
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from baselines.chatbot import Pairs, Retrieval, baselines, perplexity
 
 from jaxnet import data, networks
 
@@ -23,14 +24,14 @@ def chatbot():
     return module
 
 
-def pairs(chatbot, said, replied, targets):
-    return chatbot.Pairs(said, replied, [np.array([1, 5, 2])] * len(said), [np.array(ids) for ids in targets])
+def pairs(said, replied, targets):
+    return Pairs(said, replied, [np.array([1, 5, 2])] * len(said), [np.array(ids) for ids in targets])
 
 
 @pytest.fixture
-def known(chatbot):
+def known():
     said = ["where is the cat", "where is the dog", "hello"]
-    return pairs(chatbot, said, ["on the roof", "on the table", "hi"], [[4, 5, 2], [4, 6, 2], [7, 2]])
+    return pairs(said, ["on the roof", "on the table", "hi"], [[4, 5, 2], [4, 6, 2], [7, 2]])
 
 
 @pytest.mark.parametrize(
@@ -91,24 +92,24 @@ def test_the_likelihood_of_a_reply_is_the_product_of_its_tokens(chatbot):
     for buckets in (1, 2):
         found = chatbot.log_likelihoods(net, params, histories, targets, buckets)
         np.testing.assert_allclose(found, expected, rtol=1e-5)
-    some = chatbot.Pairs(["a", "b"], ["c", "d"], histories, targets)
+    some = Pairs(["a", "b"], ["c", "d"], histories, targets)
     assert chatbot.perplexity_of(net, params, some, 1) == pytest.approx(np.exp(-sum(expected) / 3), rel=1e-5)
 
 
-def test_baselines_are_mixtures_no_worse_than_the_ngrams_alone(chatbot, known):
-    retrieval = chatbot.Retrieval(known, 10)
-    found = chatbot.baselines(retrieval, known, known, known)
+def test_baselines_are_mixtures_no_worse_than_the_ngrams_alone(known):
+    retrieval = Retrieval(known, 10)
+    found = baselines(retrieval, known, known, known)
     alone = data.NGrams(known.tokens(), 10, 3).log_probabilities(known.tokens())
     assert found["unigrams"] == pytest.approx(np.exp(-alone[0].mean()))
     assert found["trigrams"] == pytest.approx(np.exp(-alone[2].mean()))
     mixed = [name for name in found if "retrieved" in name]
     assert [name.split(",")[0] for name in mixed] == ["unigrams", "trigrams"]
     assert all(found[name] < found[name.split(",")[0]] for name in mixed)
-    assert chatbot.perplexity(np.array([0.5, 0.125])) == pytest.approx(4)
+    assert perplexity(np.array([0.5, 0.125])) == pytest.approx(4)
 
 
-def test_retrieved_replies(chatbot, known):
-    retrieval = chatbot.Retrieval(known, 10)
+def test_retrieved_replies(known):
+    retrieval = Retrieval(known, 10)
     numbers, near = retrieval.nearest(["where is the dog", "nothing of it"])
     assert numbers[0].tolist() == [1, 0, 2]
     np.testing.assert_allclose(near[0, [0, 2]], [1, 0], atol=1e-6)
@@ -116,7 +117,7 @@ def test_retrieved_replies(chatbot, known):
     np.testing.assert_allclose(weights.sum(1), 1)
     np.testing.assert_allclose(weights[0, 0] / weights[0, 1], near[0, 1], rtol=1e-4)
     np.testing.assert_allclose(weights[1].max(), 0.5, rtol=1e-6)
-    asked = pairs(chatbot, ["where is the dog"], ["on the table"], [[4, 6, 2]])
+    asked = pairs(["where is the dog"], ["on the table"], [[4, 6, 2]])
     np.testing.assert_allclose(retrieval.chances(asked)[1], 1 / 3)
     assert retrieval.likeness(known, 1).argmax(1).tolist() == [0, 1, 2]
     np.testing.assert_allclose(np.diag(retrieval.likeness(known, 1)), 1, rtol=1e-5)
@@ -132,7 +133,7 @@ def test_the_right_one_among_equals_is_found_by_chance(chatbot):
 def test_parts_have_no_reply_twice(chatbot, monkeypatch):
     monkeypatch.setattr(chatbot, "CANDIDATES", 3)
     replied = [f"reply {i % 8}" for i in range(40)]
-    some = pairs(chatbot, [str(i) for i in range(40)], replied, [[4, 2]] * 40)
+    some = pairs([str(i) for i in range(40)], replied, [[4, 2]] * 40)
     found = chatbot.drawn(some, 5)
     assert [len(set(part.replied)) for part in found] == [3, 3]
     assert len({reply for part in found for reply in part.replied}) == 6
