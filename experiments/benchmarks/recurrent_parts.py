@@ -1,7 +1,9 @@
-"""Where the time of an LSTM layer goes: each of its products and loops, beside the machine's GEMM rate.
+"""Where the time of an LSTM layer goes: its products for all steps, and its loops, beside the machine's GEMM rate.
 
-python experiments/benchmarks/recurrent_parts.py              # all sizes of recurrent.py
-python experiments/benchmarks/recurrent_parts.py H256         # those with "H256" in the name
+The loops' time is what is left of the passes: with it goes what XLA copies, and fresh memory.
+
+    python experiments/benchmarks/recurrent_parts.py              # all sizes of recurrent.py
+    python experiments/benchmarks/recurrent_parts.py H256         # those with "H256" in the name
 """
 
 import argparse
@@ -18,8 +20,8 @@ from timing import Contender, gemm_rate, heading, measure
 
 from jaxnet import ops
 from jaxnet.cli.workloads import RECURRENT as SIZES
-from jaxnet.kernels.lstm import cpu
-from jaxnet.ops.recurrence import Weights
+
+FORWARD, BACKWARD = "forward", "backward"
 
 
 def main() -> None:
@@ -36,47 +38,47 @@ def main() -> None:
             continue
         runs, each = parts(batch, time, inputs, hidden), 2 * batch * time * 4 * hidden
         times = measure({name: Contender(run) for name, (run, _) in runs.items()}, args.rounds, 3)
+        spent = {name: (times.seconds(name), each * depth) for name, (_, depth) in runs.items()}
+        first, *others = (spent[name] for name in list(runs)[2:])
+        spent["loop forwards"] = rest(spent[FORWARD], first)
+        spent["loop backwards"] = rest(spent[BACKWARD], *others)
         result = Table(title=title)
         result.add_column("")
         for column in ("ms", "GFLOP/s", "of the GEMM rate"):
             result.add_column(column, justify="right")
-        total = work = 0.0
-        for name, (_, depth) in runs.items():
-            seconds = times.seconds(name)
-            total, work = total + seconds, work + each * depth
-            result.add_row(name, *figures(each * depth, seconds, rate))
-        result.add_row("all", *figures(work, total, rate))
+        for name, (seconds, work) in spent.items():
+            speed = work / seconds / 1e9
+            result.add_row(name, f"{seconds * 1e3:.2f}", f"{speed:.0f}", f"{speed / rate:.0%}")
         console.print(result)
 
 
-def figures(work: float, seconds: float, rate: float) -> tuple[str, str, str]:
-    speed = work / seconds / 1e9
-    return f"{seconds * 1e3:.2f}", f"{speed:.0f}", f"{speed / rate:.0%}"
+def rest(whole: tuple[float, float], *of_it: tuple[float, float]) -> tuple[float, float]:
+    """Seconds and operations of a pass without its products."""
+    return whole[0] - sum(seconds for seconds, _ in of_it), whole[1] - sum(work for _, work in of_it)
 
 
 def parts(batch: int, time: int, inputs: int, hidden: int) -> dict[str, tuple[Callable[[], Any], int]]:
-    """What an LSTM layer computes, part by part as it does, and the depth of each part's products."""
-    x, w = draw(time, batch, inputs), draw(inputs, 4 * hidden)
-    u, b, dy = draw(hidden, 4 * hidden), draw(4 * hidden), draw(batch, time, hidden)
-    weights, zero = Weights(w, u, b), jnp.zeros((batch, hidden))
+    """The two passes of an LSTM layer, and the products for all steps in them; the depth of each."""
+    x, w, u, b = draw(batch, time, inputs), draw(inputs, 4 * hidden), draw(hidden, 4 * hidden), draw(4 * hidden)
+    (y, final), pullback = jax.jit(ops.lstm_vjp)(x, w, u, b)
+    cotangents = draw(*y.shape), jax.tree.map(jnp.zeros_like, final)
+    x, h, da = draw(time, batch, inputs), draw(time, batch, hidden), draw(time, batch, 4 * hidden)
     product = partial(ops.linear, implementation="cpu")
-    a = product(x, w, b)
-    loop = partial(cpu.forward, weights, initial=(zero, zero), lengths=None, reverse=False)
-    _, before, kept = jax.jit(partial(loop, keep=True))(a)
-    back = partial(cpu.backward, weights, before, cotangents=(dy, (zero, zero)), lengths=None, reverse=False)
-    da = jax.jit(back)(kept)[0]
 
-    def gradients(left: jax.Array, da: jax.Array) -> jax.Array:
+    def gradient(left: jax.Array, da: jax.Array) -> jax.Array:
         """leftᵀ da, summed over all steps."""
-        return jax.vjp(lambda w: product(left, w), jnp.zeros((left.shape[-1], 4 * hidden)))[1](da)[0]
+        return jax.vjp(partial(product, left), jnp.zeros((left.shape[-1], 4 * hidden)))[1](da)[0]
 
     return {
-        "a = x W + b": (timed(partial(product, weight=w, bias=b), x), inputs),
-        "loop forwards": (timed(partial(loop, keep=False), a), hidden),
-        "loop backwards": (timed(back, kept), hidden),
+        FORWARD: (timed(ops.lstm, jnp.swapaxes(x, 0, 1), w, u, b), inputs + hidden),
+        BACKWARD: (
+            timed(lambda pullback, cotangents: pullback(cotangents), pullback, cotangents),
+            2 * (inputs + hidden),
+        ),
+        "a = x W + b": (timed(product, x, w, b), inputs),
         "dx = da Wᵀ": (timed(lambda da, w: product(da, w.T), da, w), inputs),
-        "dW = xᵀ da": (timed(gradients, x, da), inputs),
-        "dU = hᵀ da": (timed(gradients, before[0], da), hidden),
+        "dW = xᵀ da": (timed(gradient, x, da), inputs),
+        "dU = hᵀ da": (timed(gradient, h, da), hidden),
     }
 
 
