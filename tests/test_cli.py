@@ -168,6 +168,7 @@ def test_the_latest_run_is_resumed(run, folder, tmp_path_factory, environment):
     assert lengths == {"small_run": 5, "small_run-2": 10}
 
 
+@pytest.mark.long
 def test_without_a_cache_nothing_is_said(folder, environment):
     (folder / "file").write_text("")
     command = [sys.executable, EXPERIMENT, "--run", "uncached", "--epochs", "1"]

@@ -58,6 +58,7 @@ def clock(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_real_run(tmp_path):
     command = [COMMAND, "bench", "adamw", "linear", *QUICK, "--json", "speed.json"]
     done = subprocess.run(

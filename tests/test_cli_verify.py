@@ -239,6 +239,7 @@ def test_an_imported_function_is_checked_where_it_is_named(run: Callable[..., tu
     assert "package.sub.inner::mine[0]" in out
 
 
+@pytest.mark.long
 def test_a_mutant_that_the_cases_let_pass(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     junit, pages = tmp_path / "junit.xml", tmp_path / "pages"
     code, out, errors = run("rules.py:weak", "--mutate", "--junit", f"{junit}", "--html", f"{pages}")

@@ -137,7 +137,13 @@ def test_value_and_gradients_against_optax(case, x64):
     np.testing.assert_allclose(by_hand, jax.grad(lambda p: oracle(p, t).sum())(p), rtol=1e-11, atol=1e-13)
 
 
-@every_case
+EVERY_DAY = ["huber delta", "cross_entropy smoothed", "cross_entropy soft", "focal 2.0", "kl_divergence"]
+EVERY_DAY += ["non_saturating.generator"]  # the others .ci/run proves
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case in EVERY_DAY else pytest.mark.long) for case in CASES]
+)
 def test_four_roads(case, x64):
     loss, p, t, _ = made(case)
     dy = draw(7, *loss(p, t).shape)

@@ -114,7 +114,10 @@ def outcomes(path: Path) -> dict[str, str]:
     return {case.attrib["name"]: next((child.tag for child in case), "passed") for case in cases}
 
 
-@pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["one process", "xdist"])
+@pytest.mark.parametrize(
+    "workers",
+    [pytest.param([], id="one process"), pytest.param(["-n", "1"], id="xdist", marks=pytest.mark.long)],
+)
 def test_cases_and_fixture(project: Path, tmp_path: Path, workers: list[str]) -> None:
     code, out = run(project, "tests/test_kernels.py", f"--junit-xml={tmp_path}/junit.xml", *workers)
     assert outcomes(tmp_path / "junit.xml") == OUTCOMES

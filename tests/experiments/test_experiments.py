@@ -252,6 +252,7 @@ def test_mistakes(run, options, message):
     assert only_error(run("feedforward_digits", *options.split())).startswith(message)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [

@@ -115,7 +115,7 @@ def test_sizes(c, dtype):
         check(c, [some[i % len(some)] for i, some in enumerate(cases)])
 
 
-@both_dtypes
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.long)])
 @each
 def test_nan_and_infinity_go_through_as_by_xla(c, dtype):
     # In float32 gelu's slope below −10 is 0 by the kernel and −3e-36 by XLA: times an infinity NaN, or that.
@@ -340,6 +340,7 @@ def check_explicit(c):
             c.function(*args, **c.options[0], implementation=c.implementation)
 
 
+@pytest.mark.long
 def test_on_several_devices():
     code = "[(t.check_sharded(c, 1), t.check_sharded(c, 2), t.check_explicit(c)) for c in t.CONTRACTS.values()]"
     flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"

@@ -138,7 +138,7 @@ def within(found, expected, bound):
 
 
 @pytest.mark.parametrize("form", ["update", "apply"])
-@pytest.mark.parametrize("implementation", ["xla", "cpu", None])
+@pytest.mark.parametrize("implementation", ["xla", "cpu", pytest.param(None, marks=pytest.mark.long)])
 @pytest.mark.parametrize("option", OPTIONS)
 def test_equals_optax(option, implementation, form):
     if option == "mu_dtype" and implementation == "cpu":

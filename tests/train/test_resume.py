@@ -112,11 +112,11 @@ def finish(process):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
-def test_killed_again_and_again(start, uninterrupted, equal_runs, tmp_path, seed):
+@pytest.mark.parametrize(("seed", "kills"), [(0, 2), pytest.param(1, 6, marks=pytest.mark.long)])
+def test_killed_again_and_again(start, uninterrupted, equal_runs, tmp_path, seed, kills):
     draw, run = random.Random(seed), tmp_path / "runs/a"
     process = start(["--run", "a"], tmp_path)
-    for step in sorted(draw.sample(range(STEPS - 20), 4)):
+    for step in sorted(draw.sample(range(STEPS - 20), kills)):
         wait_for_step(process, run, step)
         time.sleep(draw.uniform(0, 0.06))  # anywhere between two checkpoints, or while one is written
         process.send_signal(signal.SIGKILL)
@@ -128,6 +128,7 @@ def test_killed_again_and_again(start, uninterrupted, equal_runs, tmp_path, seed
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_killed_while_it_starts(start, uninterrupted, equal_runs, tmp_path):
     run = tmp_path / "runs/a"
     process = start(["--run", "a"], tmp_path)
@@ -200,6 +201,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the limit stops a file, not the disk")
 def test_a_file_that_may_not_grow(start, uninterrupted, equal_runs, tmp_path):
     run = tmp_path / "runs/a"
