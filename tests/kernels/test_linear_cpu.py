@@ -132,7 +132,7 @@ def test_activation_of_the_product_and_what_it_is_of(size, dtype):
         z, results = every(a, b, bias)
         for name, ((found, kept), (plain, nothing), expected) in results.items():
             np.testing.assert_array_equal(kept, z)
-            # f, at most 1 + |z|, is computed to some units in the last place, here and by XLA; gelu's σ is of |z|³.
+            # f, at most 1 + |z|, is computed to some units in the last place, by XLA too; gelu's σ is of |z|³.
             bound = 16 * np.finfo(dtype).eps * (1 + np.abs(z)) ** (3 if name == "gelu" else 1)
             assert np.all(np.isnan(found) == np.isnan(z)), name
             assert not np.any(np.abs(found - expected) > bound), name
