@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from jaxnet import layers
 
 nn = pytest.importorskip("flax.linen", reason="Flax is only compared with: pip install '.[peers]'")
+pytestmark = pytest.mark.long
 
 # Each example compiles its own shapes: few of them, and small.
 modest = settings(max_examples=7)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jaxnet import layers, ops, train
 
 nn = pytest.importorskip("flax.linen", reason="Flax is only compared with: pip install '.[peers]'")
+pytestmark = pytest.mark.long
 
 
 def draw(seed, *shape):

@@ -8,6 +8,7 @@ import pytest
 from jaxnet import ops
 
 nn = pytest.importorskip("flax.linen", reason="Flax is only compared with: pip install '.[peers]'")
+pytestmark = pytest.mark.long
 
 BATCH, TIME, IN, HIDDEN = 3, 4, 2, 3
 

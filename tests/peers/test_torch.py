@@ -10,6 +10,7 @@ import pytest
 from jaxnet import activations, losses, networks, ops
 
 torch = pytest.importorskip("torch", reason="PyTorch is only compared with: pip install '.[peers]'")
+pytestmark = pytest.mark.long
 
 ACTIVATIONS = {
     "relu": torch.nn.ReLU(),

@@ -8,6 +8,7 @@ import pytest
 from jaxnet import layers, networks, ops
 
 torch = pytest.importorskip("torch", reason="PyTorch is only compared with: pip install '.[peers]'")
+pytestmark = pytest.mark.long
 
 B, T, S, H, D = 2, 5, 7, 3, 4
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from jaxnet import ops
 
 torch = pytest.importorskip("torch", reason="PyTorch is only compared with: pip install '.[peers]'")
+pytestmark = pytest.mark.long
 
 # Each example compiles its own shapes: few of them, and small.
 modest = settings(max_examples=8)

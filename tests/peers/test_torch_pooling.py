@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jaxnet import layers, ops
 
 torch = pytest.importorskip("torch", reason="PyTorch is only compared with: pip install '.[peers]'")
+pytestmark = pytest.mark.long
 F = torch.nn.functional
 
 

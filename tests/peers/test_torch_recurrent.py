@@ -8,6 +8,7 @@ import pytest
 from jaxnet import layers, ops
 
 torch = pytest.importorskip("torch", reason="PyTorch is only compared with: pip install '.[peers]'")
+pytestmark = pytest.mark.long
 
 BATCH, TIME, IN, HIDDEN = 3, 4, 2, 3
 LENGTHS = [4, 1, 3]  # PyTorch has none of 0
