@@ -2,7 +2,7 @@
 
     python experiments/benchmarks/mutation.py                     # every mutant, target after target
     python experiments/benchmarks/mutation.py linear softmax      # of these
-    python experiments/benchmarks/mutation.py --of 6 --sample 3   # three mutants of each of six, as .ci/run does
+    python experiments/benchmarks/mutation.py --of 6 --sample 3   # three mutants of each of six
 
 Exit code 1 if a mutant survived. An op is added by a line in `TARGETS`: its functions, and the trials that
 between them take every branch (those of the ops are made in mutation_ops.py, of the layers in mutation_layers.py).

@@ -69,7 +69,7 @@ def of_encoder_and_decoder() -> Target:
         (transformer._residual, "vjp"),
         transformer._residual_pullback,
     ]
-    makes = [(whole, (m, x)), (partial(step, lengths), (x, m)), (encoder, (x, jnp.asarray([3, 1])))]
+    makes = [(whole, (m, x)), (partial(step, lengths), (x, m)), (encoder, (x, jnp.asarray([3, 1]))), (encoder, x)]
     return functions, [trial for make, x in makes for trial in of_layer([], make, x=x)[1]]
 
 
