@@ -39,15 +39,15 @@ class Config(cli.RunOptions):
     features: int = option(128, "Features of each token.", POSITIVE)
     depth: int = option(2, "Blocks of the transformer.", POSITIVE)
     heads: int = option(4, "Heads of its attention.", POSITIVE)
-    pretraining: int = option(3, "Passes over the texts in the pre-training.", POSITIVE)
-    often: int = option(4, "So many times each review comes in such a pass.", POSITIVE)
+    pretraining: int = option(5, "Passes over the texts in the pre-training.", POSITIVE)
+    often: int = option(8, "So many times each review comes in such a pass.", POSITIVE)
     pretraining_dropout: float = option(0.1, "Dropout rate in the pre-training.", RATE)
     pretraining_rate: float = option(2e-3, "Peak step size of AdamW in the pre-training.", FloatRange(min=0))
-    epochs: int = option(8, "Passes over the reviews in each fine-tuning.", POSITIVE)
-    learning_rate: float = option(5e-4, "Peak step size of AdamW in the fine-tuning.", FloatRange(min=0))
+    epochs: int = option(4, "Passes over the reviews in each fine-tuning.", POSITIVE)
+    learning_rate: float = option(1e-3, "Peak step size of AdamW in the fine-tuning.", FloatRange(min=0))
     dropout: float = option(0.3, "Dropout rate in the fine-tuning.", RATE)
     hidden_words: float = option(0.15, "So many words are masked in the fine-tuning.", FloatRange(0, 1))
-    networks: int = option(3, "Fine-tunings, by a seed each; the mean of what they say counts.", POSITIVE)
+    networks: int = option(5, "Fine-tunings, by a seed each; the mean of what they say counts.", POSITIVE)
     batch_size: int = option(64, "Sentences in a step; in the fine-tuning half as many.", POSITIVE)
     weight_decay: float = option(0.05, "Weight decay of AdamW.", FloatRange(min=0))
     sentence: str = option("", "A sentence of yours: is it positive or negative?", free=True)
@@ -74,7 +74,7 @@ def main(config: Config, folder: Path) -> None:
     train.RunFolder(folder, resume=config.resume).configure(cli.configuration(config))
     reviews, others = made_up() if config.smoke else (data.sst2(config.data or None), texts(config.data or None))
     known, others = [words(text) for text in reviews.train[0]], [words(text) for text in others]
-    tokenizer = data.BytePairTokenizer.train(known * config.often + others, config.vocabulary)
+    tokenizer = data.BytePairTokenizer.train(known, config.vocabulary)  # whole words of those it is about
     encoder = partial(
         networks.transformer_encoder,
         config.features,
