@@ -69,7 +69,7 @@ class Language(NamedTuple):
 
 def main(config: Config, folder: Path) -> None:
     config = replace(config, **SMOKE) if config.smoke else config
-    if config.sentence and not words(config.sentence):
+    if config.sentence and not re.search(r"\w", config.sentence):
         raise ValueError(f"--sentence needs a word; got {config.sentence!r}")
     train.RunFolder(folder, resume=config.resume).configure(cli.configuration(config))
     reviews, others = made_up() if config.smoke else (data.sst2(config.data or None), texts(config.data or None))

@@ -1,6 +1,6 @@
 """What the networks of images are made of: a convolution, a normalisation, an activation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from jaxnet import activations, layers
@@ -52,7 +52,7 @@ def whole_numbers(what: str, values: int | Sequence[int]) -> tuple[int, ...]:
     Raises:
         ValueError: for anything else.
     """
-    found = (values,) if isinstance(values, int) else tuple(values)
+    found = tuple(values) if isinstance(values, Iterable) else (values,)
     if not found or any(not isinstance(n, int) or n < 1 for n in found):
         raise ValueError(f"{what} must be whole numbers ≥ 1; got {values!r}")
     return found

@@ -17,6 +17,7 @@ from jaxnet.activations import accumulation_dtype
 from jaxnet.layers.layer import Inputs, Params
 from jaxnet.networks.blocks import whole_numbers
 from jaxnet.networks.decoder import Decoder
+from jaxnet.ops.arrays import check_arrays
 
 
 class Generated(NamedTuple):
@@ -288,6 +289,8 @@ def _check_lengths(prompt: Inputs) -> None:
     """As far as they are known."""
     for part in prompt if isinstance(prompt, tuple) else ():
         _check_lengths(part)  # a source and the beginning of its target
+    if not isinstance(prompt, tuple):
+        check_arrays("generate", {"prompt": prompt})
     shape, lengths = jax.tree.leaves(prompt)[0].shape, prompt[-1] if isinstance(prompt, tuple) else None
     if isinstance(lengths, jax.Array) and lengths.ndim == 1 and not isinstance(lengths, jax.core.Tracer):
         known = np.asarray(lengths)

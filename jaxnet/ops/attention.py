@@ -342,13 +342,14 @@ def _check(
             f"attention needs an offset that is a whole number, or integers () or ({b},); got "
             f"{offset.dtype} {offset.shape}"
         )
-    left, right = window if isinstance(window, tuple) else (window, window)
-    if any(side is not None and (not isinstance(side, int) or side < 0) for side in (left, right)):
+    sides = window if isinstance(window, tuple) else (window, window)
+    if len(sides) != 2 or any(side is not None and (not isinstance(side, int) or side < 0) for side in sides):
         raise ValueError(f"attention needs a window (left, right) of whole numbers ≥ 0 or None; got {window}")
     if not 0 <= dropout_rate < 1:
         raise ValueError(f"attention needs 0 ≤ dropout_rate < 1; got {dropout_rate}")
     if dropout_rate and dropout_key is None:
         raise ValueError(f"attention needs a dropout_key for a dropout_rate of {dropout_rate}; got None")
+    left, right = sides
     right = 0 if causal else right
     scale = max(h, 1) ** -0.5 if scale is None else scale
     number, array = (offset, None) if isinstance(offset, int) else (None, offset.reshape(-1))

@@ -184,8 +184,9 @@ def test_a_fine_tuning_goes_on_without_the_pre_training_and_judges_a_sentence(ru
     assert re.search(r"^“The film isn't dull!” is (positive|negative) \(\d+%\)$", done.stdout, re.MULTILINE)
     assert (folder / "from-scratch-0/metrics.csv").exists()
     assert {path: path.stat().st_mtime_ns for path in written} == written
-    done = run("transformer_bert", "--resume", "--run", "judge", "--sentence", " ")
-    assert only_error(done) == "error: --sentence needs a word; got ' '"
+    for sentence in (" ", "?!"):
+        done = run("transformer_bert", "--resume", "--run", "judge", "--sentence", sentence)
+        assert only_error(done) == f"error: --sentence needs a word; got {sentence!r}"
 
 
 @pytest.mark.long

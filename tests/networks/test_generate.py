@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -252,3 +253,16 @@ def test_errors(options, message, lstm):
     prompt, length = options.pop("prompt"), options.pop("length")
     with pytest.raises(ValueError, match=message):
         generate(net, params, prompt, length, **options)
+
+
+def test_a_length_is_a_whole_number(lstm, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it would be the first to complain
+    net, params, _ = lstm
+    with pytest.raises(ValueError, match=r"length must be whole numbers ≥ 1; got 2\.5"):
+        generate(net, params, PROMPT, 2.5, temperature=0.0)
+
+
+def test_a_prompt_is_an_array(lstm):
+    net, params, _ = lstm
+    with pytest.raises(TypeError, match="generate needs an array as prompt; got list"):
+        generate(net, params, PROMPT.tolist(), 2, temperature=0.0)

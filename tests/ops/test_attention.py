@@ -6,6 +6,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
@@ -434,3 +435,9 @@ def test_the_public_functions_check(f):
         f(Q, K, V, implementation="cpu")
     with pytest.raises(ValueError, match="needs 0 ≤ dropout_rate < 1"):
         f(Q, K, V, dropout_rate=-1.0)
+
+
+def test_a_window_has_two_sides(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it would be the first to complain
+    with pytest.raises(ValueError, match=r"needs a window \(left, right\) .* got \(1, 2, 3\)"):
+        ops.attention(Q, K, V, window=(1, 2, 3))
