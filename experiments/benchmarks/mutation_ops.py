@@ -171,7 +171,7 @@ def of_attention() -> Target:
     return [op.backward, op._add, op._add_bias, op._pullback, tiles.Tiles.place], [
         one(*args, draw(1, 4, 3, 5, seed=3), causal=True, offset=1),
         one(*args, draw(2, 1, 1, 5, seed=3), lengths=jnp.array([0, 4])),
-        one(*args, dropout_rate=0.4, dropout_key=jax.random.key(1)),
+        one(*args, draw(1, 4, 3, 1, seed=3), dropout_rate=0.4, dropout_key=jax.random.key(1)),
         one(*half, window=(1, 2), scale=0.3),
     ]
 
