@@ -1,5 +1,4 @@
-// Vectorised exponentials: at most 2 units in the last place from the exact values (the normal distribution function
-// 4); NaN and infinity as they should.
+// Vectorised exponentials: at most 2 units in the last place from the exact values; NaN and infinity as they should.
 //
 //     exp x = 2ⁿ (1 + p),  n = round(x / ln 2),  r = x − n ln 2,  p = r + r²/2! + r³/3! + …,  |r| ≤ ln 2 / 2
 #pragma once
@@ -23,12 +22,12 @@ struct Format<float> {
   static constexpr float kLn2[] = {0.693359375f, -2.12194440054690583e-4f};  // n times the first is exact
   static constexpr float kRound = 0x1.8p23f;  // what is added to it is rounded to a whole number
   static constexpr float kSmallest = 87.3f;   // exp −x is a normal number up to here
-  static constexpr uint32_t kUpper = 0xfffff000;  // the bits of a half whose square is exact
+  static constexpr uint32_t kUpper = 0xfffff000;  // half of the bits
+  static constexpr float kGrain = 0x1p9f;         // c₁, in whole parts of this, times u is exact
   // Φ(−a) exp(a²/2) (1 + a/2) in powers of u = (2 − a)/(2 + a), to 4e-9 of it for 0 ≤ a ≤ 14.
-  static constexpr float kNormal[] = {
-      0.3362040023f, 0.1657022368f, 0.01439869887f, -0.01835968554f, -0.000235045136f, 0.003367205543f,
-      -0.0009749969561f, -0.0004118797223f, 0.0004167731218f, -6.590934143e-5f, -7.356125991e-5f,
-      3.21623986e-5f};
+  static constexpr double kNormal[] = {
+      0.3362040023,     0.1657022368,     0.01439869887,   -0.01835968554,  -0.000235045136, 0.003367205543,
+      -0.0009749969561, -0.0004118797223, 0.0004167731218, -6.590934143e-5, -7.356125991e-5, 3.21623986e-5};
 };
 
 template <>
@@ -40,6 +39,7 @@ struct Format<double> {
   static constexpr double kRound = 0x1.8p52;
   static constexpr double kSmallest = 708.3;
   static constexpr uint64_t kUpper = 0xfffffffff8000000;
+  static constexpr double kGrain = 0x1p20;
   // … to 8e-18 for 0 ≤ a ≤ 39.
   static constexpr double kNormal[] = {
       0.33620400244634121, 0.165702221194390514, 0.0143986801726817792, -0.0183591804844602974,
@@ -61,7 +61,7 @@ inline void exponential(Vector<T> x, Vector<T>& power, Vector<T>& p, Vector<T> l
   using F = Format<T>;
   const Vector<T> rounded = x * T(1.44269504088896340736) + F::kRound;
   const Vector<T> n = rounded - F::kRound;
-  const Vector<T> r = (x - n * F::kLn2[0]) - n * F::kLn2[1] + low;
+  const Vector<T> r = (x - n * F::kLn2[0]) + (low - n * F::kLn2[1]);
   Vector<T> q = Vector<T>{};
   T factorial[F::kTerms + 1] = {1};
   for (int i = 1; i <= F::kTerms; ++i) factorial[i] = factorial[i - 1] * i;
@@ -76,11 +76,11 @@ inline Vector<T> magnitude(Vector<T> x) {
   return x < 0 ? -x : x;
 }
 
-// exp(low − size) for size ≥ 0.
+// exp −size for size ≥ 0.
 template <typename T>
-inline Vector<T> decayed(Vector<T> size, Vector<T> low = Vector<T>{}) {
+inline Vector<T> decayed(Vector<T> size) {
   Vector<T> power, p;
-  exponential<T>(-size, power, p, low);
+  exponential<T>(-size, power, p);
   return size > Format<T>::kSmallest ? Vector<T>{} : power * p + power;
 }
 
@@ -92,24 +92,45 @@ inline Vector<T> sigmoid(Vector<T> x, Vector<T>* other = nullptr) {
   return (x < 0 ? e : one) / (one + e);
 }
 
+// The first bits of x, so few that a product of two such numbers is exact.
+template <typename T>
+inline Vector<T> upper(Vector<T> x) {
+  return reinterpret_cast<Vector<T>>(reinterpret_cast<Bits<T>>(x) & Format<T>::kUpper);
+}
+
 // The normal distribution function Φ(x), and e = exp(−x²/2) of its density.
 //
-// With a = |x| and the upper bits b of a, a²/2 = b²/2 + (a − b)(a + b)/2, of which the first is exact. Of q = Φ(−a)/e
-// the derivative is a q − 1/√(2π): that makes good for s = a + 2, which is rounded.
+//     Φ(−a) = e t Q(u),  a = |x|,  t = 2/(2 + a),  u = 2t − 1,  Q = c₀ + c₁ u + u² (c₂ + c₃ u + …)
+//
+// What counts most is held in two parts, of which products and sums of the upper ones are exact: a²/2, t, the line
+// c₀ + c₁ u, and the product t Q.
 template <typename T>
 inline Vector<T> normal(Vector<T> x, Vector<T>& e) {
   using F = Format<T>;
   const Vector<T> size = magnitude<T>(x), top = Vector<T>{} + 64;  // where e has long been 0
-  const Vector<T> a = size > top ? top : size, s = a + 2, t = 2 / s, u = 2 * t - 1;
-  const Vector<T> b = reinterpret_cast<Vector<T>>(reinterpret_cast<Bits<T>>(a) & F::kUpper);
-  e = decayed<T>(b * b * T(0.5), (b - a) * (a + b) * T(0.5));
-  constexpr int terms = sizeof F::kNormal / sizeof(T);
-  Vector<T> q = Vector<T>{} + F::kNormal[terms - 1];
+  const Vector<T> a = size > top ? top : size, b = upper<T>(a);
+  const auto far = a * a > 2 * F::kSmallest;
+  Vector<T> power, p;
+  exponential<T>(b * b * T(-0.5), power, p, (b - a) * (a + b) * T(0.5));
+  e = far ? Vector<T>{} : power * p + power;
+
+  const Vector<T> s = a + 2, rounded = 2 / s, s_upper = upper<T>(s), t = upper<T>(rounded);
+  const Vector<T> s_rest = (s - s_upper) + (a - (s - 2));
+  const Vector<T> t_rest = ((2 - t * s_upper) - t * s_rest) * (rounded * T(0.5));
+
+  constexpr int terms = sizeof F::kNormal / sizeof(double);
+  constexpr T c0 = T(F::kNormal[0]), c0_rest = T(F::kNormal[0] - c0);
+  constexpr T c1 = T(int64_t(F::kNormal[1] * F::kGrain)) / F::kGrain, c1_rest = T(F::kNormal[1] - c1);
+  const Vector<T> u_rest = 2 * t_rest, u = (2 * t - 1) + u_rest;
+  Vector<T> q = Vector<T>{} + T(F::kNormal[terms - 1]);
 #pragma GCC unroll 32
-  for (int i = terms - 2; i >= 0; --i) q = q * u + F::kNormal[i];
-  q = t * q;
-  q += (a - (s - 2)) * (a * q - T(kDensity));
-  const Vector<T> tail = e * q;
+  for (int i = terms - 2; i >= 2; --i) q = q * u + T(F::kNormal[i]);
+  const Vector<T> line = c1 * (2 * t - 1), sum = c0 + line, sum_upper = upper<T>(sum);
+  const Vector<T> rest = (line - (sum - c0)) + (c0_rest + c1 * u_rest + c1_rest * u + u * u * q);
+
+  const Vector<T> product = t * sum_upper, product_rest = t * (sum - sum_upper + rest) + t_rest * (sum + rest);
+  const Vector<T> whole = power * (product + (product_rest + (product + product_rest) * p));
+  const Vector<T> tail = far ? Vector<T>{} : whole;
   return x < 0 ? tail : 1 - tail;
 }
 
