@@ -92,6 +92,11 @@ def present(*args: jax.Array | None) -> list[jax.Array]:
     return [x.astype("int32") if jnp.issubdtype(x.dtype, jnp.integer) else x for x in given]
 
 
+def or_zero(bias: jax.Array | None, weight: jax.Array) -> jax.Array:
+    """The bias of what is multiplied to a weight, (inputs, outputs); zero if it is missing."""
+    return jnp.zeros(weight.shape[1], weight.dtype) if bias is None else bias
+
+
 def isa() -> str:
     """The instruction set of the kernels in use: `"avx512"`, `"avx2"`, `"baseline"`, or `"none"`."""
     return _isa

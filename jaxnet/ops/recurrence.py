@@ -2,8 +2,8 @@
 
 Axes: B batch · T time · I features in · H hidden · K = G H, all gates side by side.
 
-A cell takes the state s, which is h or a pair (h, c), one step on. What it needs of x is one product
-for all steps:
+A cell takes the state s, which is h or a pair (h, c), one step on. What it needs of x waits for no step: XLA has
+one product for all of them, the kernel one for every few, whose a stays in a cache.
 
     aₜ = xₜ W + b        sₜ = cell(aₜ, sₜ₋₁)        yₜ = hₜ
 
@@ -116,9 +116,8 @@ def forward(
     loop: Loop, x: Array, weights: Weights, initial: State | None, lengths: Array | None
 ) -> tuple[tuple[Array, State], Residuals]:
     """aₜ = xₜ W + b,  sₜ = cell(aₜ, sₜ₋₁),  yₜ = hₜ."""
-    a = _summands(loop, x, weights, lengths)
     first = jax.tree.map(partial(_carried, x), start(loop.cell, x, weights) if initial is None else initial)
-    outputs, before, kept = _forward(loop, _widened(weights, x), a, first, lengths)
+    outputs, before, kept = _forward(loop, weights, x, first, lengths)
     outputs = jax.tree.map(lambda s: s.astype(x.dtype), outputs)
     return outputs, Residuals(x, weights, initial, lengths, before, None if loop.remat else kept)
 
@@ -166,14 +165,29 @@ def _named(loop: Loop) -> Loop:
     return loop._replace(implementation=dispatch.name(loop.implementation))
 
 
-def _forward(loop: Loop, *args: Any) -> tuple[tuple[Array, State], State, Any]:
+def _forward(
+    loop: Loop, weights: Weights, x: Array, first: State, lengths: Array | None
+) -> tuple[tuple[Array, State], State, Any]:
     """y and the final state, the states before each step, what the cell keeps."""
-    return _choose(loop, _scan_forward, partial(loop.cell.kernel[0], keep=loop.keep), args)
+
+    def xla(weights: Weights, x: Array, first: State, lengths: Array | None) -> Any:
+        return _scan_forward(loop, _widened(weights, x), _summands(loop, x, weights, lengths), first, lengths)
+
+    def kernel(weights: Weights, x: Array, first: State, lengths: Array | None) -> Any:
+        run = partial(loop.cell.kernel[0], reverse=loop.reverse, keep=loop.keep)
+        return run(_widened(weights, x), _widened(x, x), first, lengths)
+
+    operands = _widened((weights, x), x), first
+    return _choose(loop, xla, kernel, operands, x, (weights, x, first, lengths))
 
 
-def _backward(loop: Loop, *args: Any) -> tuple[Array, Array | None, State]:
+def _backward(
+    loop: Loop, weights: Weights, before: State, kept: Any, cotangents: tuple[Array, State], lengths: Array | None
+) -> tuple[Array, Array | None, State]:
     """da and dv of all steps, and the gradient of the initial state."""
-    return _choose(loop, _scan_backward, loop.cell.kernel[1], args)
+    xla, kernel = partial(_scan_backward, loop), partial(loop.cell.kernel[1], reverse=loop.reverse)
+    operands = weights, before, kept, cotangents
+    return _choose(loop, xla, kernel, operands, cotangents[0], (*operands, lengths))
 
 
 def _products(loop: Loop, x: Array) -> str | None:
@@ -184,18 +198,16 @@ def _products(loop: Loop, x: Array) -> str | None:
     return loop.implementation if serves else None
 
 
-def _choose(loop: Loop, scan: Callable, kernel: Callable, args: tuple) -> Any:
-    xla = partial(scan, loop)
-    run = dispatch.differentiable(partial(kernel, reverse=loop.reverse), xla)
-    weights, *arrays, _ = args
-    reason = dispatch.unsupported(*jax.tree.leaves((weights, arrays)))
+def _choose(loop: Loop, xla: Callable, kernel: Callable, operands: Any, sequence: Array, args: tuple) -> Any:
+    """The loop by XLA or by the kernel, which would be given these operands; `sequence` is (B, T, …)."""
+    reason = dispatch.unsupported(*jax.tree.leaves(operands))
     if loop.implementation is None:
-        reason = reason or _slow(weights.recurrent_weight.size, *jax.tree.leaves(arrays)[0].shape[:2])
-    kernels = {"cpu": dispatch.Kernel(run, reason)}
+        reason = reason or _slow(args[0].recurrent_weight.size, *sequence.shape[:2])
+    kernels = {"cpu": dispatch.Kernel(dispatch.differentiable(kernel, xla), reason)}
     return dispatch.choose(loop.op, loop.implementation, xla, kernels)(*args)
 
 
-def _slow(weights: int, steps: int, batch: int) -> str | None:
+def _slow(weights: int, batch: int, steps: int) -> str | None:
     """Why XLA is faster; None if it isn't. The kernel packs the weights, which must be worth it."""
     few = steps * batch < 64 and weights > 1 << 18
     return f"{steps} steps of {batch} rows are too few" if few or steps == 1 else None
@@ -261,9 +273,9 @@ def _recurrent(
 _recurrent.defvjp(forward, backward)
 
 
-def _widened(weights: Weights, x: Array) -> Weights:
-    """The weights in the dtype of the sums."""
-    return jax.tree.map(lambda w: w.astype(accumulation_dtype(x.dtype)), weights)
+def _widened(arrays: Any, x: Array) -> Any:
+    """Arrays in the dtype of the sums."""
+    return jax.tree.map(lambda array: array.astype(accumulation_dtype(x.dtype)), arrays)
 
 
 def _within(lengths: Array | None, steps: int) -> Array | None:

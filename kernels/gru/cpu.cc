@@ -1,4 +1,4 @@
-// The loop over time of jaxnet/ops/gru.py, whose names these are: forwards from a = x W + b, backwards to da.
+// The loop over time of jaxnet/ops/gru.py, whose names these are: forwards from x, backwards to da.
 
 #include <cstdint>
 
@@ -22,12 +22,13 @@ template <typename T>
 struct Forward {
   Sequence of;
   bool reset_after;
+  recurrent::Input<T> input;
   Weights<T> gates, candidate;  // of all three if the reset comes after the product; if before, of r and z, and of n
-  const T *a, *bias, *first;
+  const T *bias, *first;
   T *y, *last, *kept, *more, *before;  // the last three null if no backward pass will come
 
   int64_t stride() const { return recurrent::stride_of<T>(of.hidden); }
-  int64_t elements() const { return 4 * stride(); }  // h, twice, z and s
+  int64_t elements() const { return 4 * stride() + input.elements(); }  // h, twice, z, s and a
   int64_t phases() const { return reset_after ? of.steps : 2 * of.steps; }
   void begin(Rows rows, T* state) const { recurrent::copy_in(first, rows, of.hidden, state, stride()); }
   void end(Rows rows, const T* state) const {
@@ -38,12 +39,17 @@ struct Forward {
     const int64_t step = reset_after ? phase : phase / 2, t = of.time(step), size = rows.count * stride();
     const T* const now = state + step % 2 * size;
     T *const next = state + (step + 1) % 2 * size, *const z_state = state + 2 * size, *const s_state = state + 3 * size;
+    T* const a = state + 4 * size;
+    if (reset_after || phase % 2 == 0) input.compute(rows, step, units, a);
     // Of a vector of units: its place in a, its place in state, what a gate's sum of products becomes.
     const auto place = [&](int64_t i, int64_t unit) { return (t * of.batch + rows.first + i) * kGates * of.hidden + unit; };
+    const auto summand = [&](int64_t i, int64_t unit, int64_t g) {
+      const T* const from = a + input.at(rows, step, i) + g * stride() + unit;
+      __builtin_prefetch(from + input.ahead(rows));
+      return load(from);
+    };
     const auto gate = [&](int64_t i, int64_t unit, int64_t n, int64_t g, Vector<T> sum) {
-      const T* const from = a + place(i, unit) + g * of.hidden;
-      __builtin_prefetch(from + of.ahead(kGates));
-      const Vector<T> value = math::sigmoid<T>(load(from, n) + sum);
+      const Vector<T> value = math::sigmoid<T>(summand(i, unit, g) + sum);
       if (kept) store(kept + place(i, unit) + g * of.hidden, value, n);
       return value;
     };
@@ -56,8 +62,7 @@ struct Forward {
       const Vector<T> h_before = load(now + own);
       Vector<T> value{}, h = h_before;
       if (within) {
-        __builtin_prefetch(a + place(i, unit) + 2 * of.hidden + of.ahead(kGates));
-        value = math::tanh<T>(load(a + place(i, unit) + 2 * of.hidden, n) + sum);
+        value = math::tanh<T>(summand(i, unit, 2) + sum);
         h = (1 - z) * value + z * h_before;
       }
       store(next + own, h);
@@ -171,22 +176,22 @@ struct Backward {
   }
 };
 
-// Arguments: a [T, B, 3H], U [H, 3H], d [H], h [B, H] and, if there are any, the lengths [B]. Results: y [B, T, H]; h
-// after the last step; if a backward pass will come, r, z and n [T, B, 3H], which may overwrite a, u or s [T, B, H], h
-// before each step [T, B, H].
-ffi::Error forward(ffi::ThreadPool pool, ffi::AnyBuffer a, ffi::AnyBuffer u, ffi::AnyBuffer bias, ffi::AnyBuffer h,
-                   ffi::RemainingArgs lengths, ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> last,
-                   ffi::RemainingRets kept, bool reset_after, bool reverse) {
+// Arguments: x [B, T, I], W [I, 3H], b [3H], U [H, 3H], d [H], h [B, H] and, if there are any, the lengths [B]. Results:
+// y [B, T, H]; h after the last step; if a backward pass will come, r, z and n [T, B, 3H], u or s [T, B, H], h before
+// each step [T, B, H].
+ffi::Error forward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::AnyBuffer b, ffi::AnyBuffer u,
+                   ffi::AnyBuffer bias, ffi::AnyBuffer h, ffi::RemainingArgs lengths, ffi::Result<ffi::AnyBuffer> y,
+                   ffi::Result<ffi::AnyBuffer> last, ffi::RemainingRets kept, bool reset_after, bool reverse) {
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    const Sequence of = recurrent::sequence_of(a, kGates, lengths, reverse);
+    const Sequence of = recurrent::sequence_of(x, u.dimensions()[0], lengths, reverse);
     const int64_t hidden = of.hidden;
     const gemm::Operand<T> weights{u.typed_data<T>(), kGates * hidden, false};
     Forward<T> pass{of,
                     reset_after,
+                    {of, x, w, b, kGates},
                     {weights, hidden, hidden, reset_after ? 3 : 2},
                     {weights, hidden, hidden, 1, 2 * hidden},
-                    a.typed_data<T>(),
                     bias.typed_data<T>(),
                     h.typed_data<T>(),
                     y->typed_data<T>(),
@@ -194,16 +199,18 @@ ffi::Error forward(ffi::ThreadPool pool, ffi::AnyBuffer a, ffi::AnyBuffer u, ffi
                     recurrent::optional<T>(kept, 0),
                     recurrent::optional<T>(kept, 1),
                     recurrent::optional<T>(kept, 2)};
-    reset_after ? recurrent::run<T>(pool, pass, {&pass.gates})
-                : recurrent::run<T>(pool, pass, {&pass.gates, &pass.candidate});
+    reset_after ? recurrent::run<T>(pool, pass, {&pass.input.weights, &pass.gates})
+                : recurrent::run<T>(pool, pass, {&pass.input.weights, &pass.gates, &pass.candidate});
   };
-  a.element_type() == ffi::F64 ? run(0.0) : run(0.0f);
+  x.element_type() == ffi::F64 ? run(0.0) : run(0.0f);
   return ffi::Error::Success();
 }
 
 JAXNET_TARGET(jaxnet_gru, forward,
               ffi::Ffi::Bind()
                   .Ctx<ffi::ThreadPool>()
+                  .Arg<ffi::AnyBuffer>()
+                  .Arg<ffi::AnyBuffer>()
                   .Arg<ffi::AnyBuffer>()
                   .Arg<ffi::AnyBuffer>()
                   .Arg<ffi::AnyBuffer>()
@@ -224,7 +231,7 @@ ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer kept, ffi::AnyBuffer u,
                     bool reverse) {
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    const Sequence of = recurrent::sequence_of(kept, kGates, lengths, reverse);
+    const Sequence of = recurrent::sequence_of(dy, dy.dimensions()[2], lengths, reverse);
     const bool reset_after = dv.size();
     const int64_t hidden = of.hidden;
     const T* const weights = u.typed_data<T>();

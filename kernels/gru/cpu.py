@@ -19,7 +19,7 @@ def loops(*, reset_after: bool) -> tuple[Callable[..., Any], Callable[..., Any]]
 
 def forward(
     weights: Any,
-    a: jax.Array,
+    x: jax.Array,
     initial: jax.Array,
     lengths: jax.Array | None,
     *,
@@ -30,20 +30,25 @@ def forward(
     """Returns (y (B, T, H), the final h); h before each step, (T, B, H); (r, z, n) and u or s of each step.
 
     Args:
-        weights: with the `recurrent_weight` U, (H, 3 H), and the `recurrent_bias` d, (H,) or None.
-        a: x W + b, (T, B, 3 H); its memory becomes that of (r, z, n).
+        weights: W (I, 3 H), U (H, 3 H), b (3 H,) or None, d (H,) or None.
+        x: (B, T, I).
         initial: h, (B, H).
         lengths: (B,), or None.
         reset_after: whether r multiplies u = h Un + d, or h itself, to s.
         reverse: whether from the last step to the first.
         keep: whether a backward pass will come; if not, the last two results are None.
     """
-    bias = weights.recurrent_bias
-    bias = jnp.zeros(weights.recurrent_weight.shape[0], a.dtype) if bias is None else bias
-    args = ffi.present(a, weights.recurrent_weight, bias, initial, lengths)
-    axes = "t B k, u k, h, B h" + ", B" * (lengths is not None) + " -> B t h, B h" + ", t B k, t B h, t B h" * keep
+    w, u, b, d = weights
+    d = jnp.zeros(len(u), x.dtype) if d is None else d
+    args = ffi.present(x, w, ffi.or_zero(b, w), u, d, initial, lengths)
+    axes = (
+        "B t i, i k, k, h k, h, B h"
+        + ", B" * (lengths is not None)
+        + " -> B t h, B h"
+        + ", t B k, t B h, t B h" * keep
+    )
     options = {"reset_after": reset_after, "reverse": reverse}
-    y, h, *rest = ffi.spread_call("jaxnet_gru", axes, *args, aliases={0: 2} if keep else {}, **options)
+    y, h, *rest = ffi.spread_call("jaxnet_gru", axes, *args, **options)
     return (y, h), rest[2] if keep else None, (rest[0], rest[1]) if keep else None
 
 

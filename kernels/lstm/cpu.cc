@@ -1,4 +1,4 @@
-// The loop over time of jaxnet/ops/lstm.py, whose names these are: forwards from a = x W + b, backwards to da.
+// The loop over time of jaxnet/ops/lstm.py, whose names these are: forwards from x, backwards to da.
 
 #include <cstdint>
 #include <utility>
@@ -20,12 +20,13 @@ constexpr int64_t kGates = 4;  // i, f, g, o
 template <typename T>
 struct Forward {
   Sequence of;
+  recurrent::Input<T> input;
   recurrent::Weights<T> weights;
-  const T *a, *first_h, *first_c;
+  const T *first_h, *first_c;
   T *y, *last_h, *last_c, *kept, *before_h, *before_c;  // the last three null if no backward pass will come
 
   int64_t stride() const { return recurrent::stride_of<T>(of.hidden); }
-  int64_t elements() const { return 3 * stride(); }  // h, twice, and c
+  int64_t elements() const { return 3 * stride() + input.elements(); }  // h, twice, c and a
   int64_t phases() const { return of.steps; }
 
   void begin(Rows rows, T* state) const {
@@ -40,9 +41,9 @@ struct Forward {
 
   void phase(Rows rows, T* state, int64_t step, Units units) const {
     const int64_t t = of.time(step), hidden = of.hidden, size = rows.count * stride();
-    const int64_t ahead = of.ahead(kGates);
     const T* const now = state + step % 2 * size;
-    T *const next = state + (step + 1) % 2 * size, *const c_state = state + 2 * size;
+    T *const next = state + (step + 1) % 2 * size, *const c_state = state + 2 * size, *const a = state + 3 * size;
+    input.compute(rows, step, units, a);
     weights.multiply(now, stride(), rows.count, units, [&](int64_t i, int64_t unit, int64_t n, const T* sums) {
       const int64_t row = rows.first + i, at = (t * of.batch + row) * hidden, gates = kGates * at + unit;
       const int64_t own = i * stride() + unit;
@@ -51,8 +52,9 @@ struct Forward {
       Vector<T> gate[kGates] = {}, h = h_before, c = c_before;
       if (within) {
         const auto z = [&](int64_t g) {
-          __builtin_prefetch(a + gates + g * hidden + ahead);
-          return load(a + gates + g * hidden, n) + load(sums + g * kGate<T>);
+          const T* const from = a + input.at(rows, step, i) + g * stride() + unit;
+          __builtin_prefetch(from + input.ahead(rows));
+          return load(from) + load(sums + g * kGate<T>);
         };
         gate[0] = math::sigmoid<T>(z(0)), gate[1] = math::sigmoid<T>(z(1));
         gate[2] = math::tanh<T>(z(2)), gate[3] = math::sigmoid<T>(z(3));
@@ -129,19 +131,19 @@ struct Backward {
   }
 };
 
-// Arguments: a [T, B, 4H], U [H, 4H], h and c [B, H] and, if there are any, the lengths [B]. Results: y [B, T, H]; h and
-// c after the last step; if a backward pass will come, the gates [T, B, 4H], which may overwrite a, and h and c before
-// each step [T, B, H].
-ffi::Error forward(ffi::ThreadPool pool, ffi::AnyBuffer a, ffi::AnyBuffer u, ffi::AnyBuffer h, ffi::AnyBuffer c,
-                   ffi::RemainingArgs lengths, ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> last_h,
-                   ffi::Result<ffi::AnyBuffer> last_c, ffi::RemainingRets kept, bool reverse) {
+// Arguments: x [B, T, I], W [I, 4H], b [4H], U [H, 4H], h and c [B, H] and, if there are any, the lengths [B]. Results:
+// y [B, T, H]; h and c after the last step; if a backward pass will come, the gates [T, B, 4H], and h and c before each
+// step [T, B, H].
+ffi::Error forward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::AnyBuffer b, ffi::AnyBuffer u,
+                   ffi::AnyBuffer h, ffi::AnyBuffer c, ffi::RemainingArgs lengths, ffi::Result<ffi::AnyBuffer> y,
+                   ffi::Result<ffi::AnyBuffer> last_h, ffi::Result<ffi::AnyBuffer> last_c, ffi::RemainingRets kept,
+                   bool reverse) {
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    const Sequence of = recurrent::sequence_of(a, kGates, lengths, reverse);
-    const gemm::Operand<T> weights{u.typed_data<T>(), kGates * of.hidden, false};
+    const Sequence of = recurrent::sequence_of(x, u.dimensions()[0], lengths, reverse);
     Forward<T> pass{of,
-                    {weights, of.hidden, of.hidden, kGates},
-                    a.typed_data<T>(),
+                    {of, x, w, b, kGates},
+                    {{u.typed_data<T>(), kGates * of.hidden, false}, of.hidden, of.hidden, kGates},
                     h.typed_data<T>(),
                     c.typed_data<T>(),
                     y->typed_data<T>(),
@@ -150,15 +152,17 @@ ffi::Error forward(ffi::ThreadPool pool, ffi::AnyBuffer a, ffi::AnyBuffer u, ffi
                     recurrent::optional<T>(kept, 0),
                     recurrent::optional<T>(kept, 1),
                     recurrent::optional<T>(kept, 2)};
-    recurrent::run<T>(pool, pass, {&pass.weights});
+    recurrent::run<T>(pool, pass, {&pass.input.weights, &pass.weights});
   };
-  a.element_type() == ffi::F64 ? run(0.0) : run(0.0f);
+  x.element_type() == ffi::F64 ? run(0.0) : run(0.0f);
   return ffi::Error::Success();
 }
 
 JAXNET_TARGET(jaxnet_lstm, forward,
               ffi::Ffi::Bind()
                   .Ctx<ffi::ThreadPool>()
+                  .Arg<ffi::AnyBuffer>()
+                  .Arg<ffi::AnyBuffer>()
                   .Arg<ffi::AnyBuffer>()
                   .Arg<ffi::AnyBuffer>()
                   .Arg<ffi::AnyBuffer>()
@@ -178,7 +182,7 @@ ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer kept, ffi::AnyBuffer u,
                     ffi::Result<ffi::AnyBuffer> first_dc, bool reverse) {
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    const Sequence of = recurrent::sequence_of(kept, kGates, lengths, reverse);
+    const Sequence of = recurrent::sequence_of(dy, dy.dimensions()[2], lengths, reverse);
     const gemm::Operand<T> weights{u.typed_data<T>(), kGates * of.hidden, true};
     Backward<T> pass{of,
                      {weights, kGates * of.hidden, of.hidden, 1},

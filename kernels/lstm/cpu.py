@@ -16,26 +16,27 @@ def loops() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 def forward(
-    weights: Any, a: jax.Array, initial: Pair, lengths: jax.Array | None, *, reverse: bool, keep: bool
+    weights: Any, x: jax.Array, initial: Pair, lengths: jax.Array | None, *, reverse: bool, keep: bool
 ) -> tuple[tuple[jax.Array, Pair], Pair | None, jax.Array | None]:
     """Returns (y (B, T, H), the final (h, c)); h and c before each step, (T, B, H); the gates (T, B, 4 H).
 
     Args:
-        weights: with the `recurrent_weight` U, (H, 4 H).
-        a: x W + b, (T, B, 4 H); its memory becomes that of the gates.
+        weights: W (I, 4 H), U (H, 4 H), b (4 H,) or None.
+        x: (B, T, I).
         initial: (h, c), each (B, H).
         lengths: (B,), or None.
         reverse: whether from the last step to the first.
         keep: whether a backward pass will come; if not, the last two results are None.
     """
-    args = ffi.present(a, weights.recurrent_weight, *initial, lengths)
+    w, u, b, _ = weights
+    args = ffi.present(x, w, ffi.or_zero(b, w), u, *initial, lengths)
     axes = (
-        "t B k, u k, B h, B h"
+        "B t i, i k, k, h k, B h, B h"
         + ", B" * (lengths is not None)
         + " -> B t h, B h, B h"
         + ", t B k, t B h, t B h" * keep
     )
-    y, h, c, *rest = ffi.spread_call("jaxnet_lstm", axes, *args, aliases={0: 3} if keep else {}, reverse=reverse)
+    y, h, c, *rest = ffi.spread_call("jaxnet_lstm", axes, *args, reverse=reverse)
     return (y, (h, c)), (rest[1], rest[2]) if keep else None, rest[0] if keep else None
 
 

@@ -36,16 +36,17 @@ struct Sequence {
   const int32_t* lengths;  // or null
 
   int64_t time(int64_t step) const { return reverse ? steps - 1 - step : step; }
+  int64_t step(int64_t time) const { return this->time(time); }  // its inverse
   // From an element of [T, B, width · H] to that of the next step; one that isn't there is only fetched ahead.
   int64_t ahead(int64_t width) const { return (reverse ? -1 : 1) * width * batch * hidden; }
   bool within(int64_t time, int64_t row) const { return !lengths || time < lengths[row]; }
 };
 
-// Of sums a [T, B, gates · H] and lengths [B] that may be missing.
-inline Sequence sequence_of(const xla::ffi::AnyBuffer& a, int64_t gates, const xla::ffi::RemainingArgs& lengths,
+// Of an array [B, T, …] and lengths [B] that may be missing.
+inline Sequence sequence_of(const xla::ffi::AnyBuffer& array, int64_t hidden, const xla::ffi::RemainingArgs& lengths,
                             bool reverse) {
-  const auto d = a.dimensions();
-  return {d[0], d[1], d[2] / gates, reverse,
+  const auto d = array.dimensions();
+  return {d[1], d[0], hidden, reverse,
           lengths.size() ? lengths.get<xla::ffi::AnyBuffer>(0)->typed_data<int32_t>() : nullptr};
 }
 
@@ -124,6 +125,13 @@ struct Units {
   int64_t first, end;
 };
 
+// Groups of rows: those of a group are `stride` apart, the groups `distance`.
+template <typename T>
+struct Groups {
+  const T* first;
+  int64_t stride, rows, distance, count;
+};
+
 // Weights [depth, gates · units], beginning with column `first`: for each kColumns units the panels of the gates, one
 // after the other.
 template <typename T>
@@ -151,6 +159,15 @@ class Weights {
   // use(row, unit, how many units are left, sums), the sums of gate g being the vector at sums + g · kGate<T>.
   template <typename Use>
   void multiply(const T* left, int64_t stride, int64_t rows, Units of, Use use) const {
+    multiply({left, stride, rows, 0, 1}, of, [&](int64_t, int64_t row, int64_t unit, int64_t n, const T* sums) {
+      use(row, unit, n, sums);
+    });
+  }
+
+  // … times those of groups of rows, the group being the first argument of `use`.
+  template <typename Use>
+  void multiply(const Groups<T>& left, Units of, Use use) const {
+    const int64_t rows = left.rows, stride = left.stride;
     alignas(kVectorBytes) T sums[kTiles * kGate<T>];
     alignas(kVectorBytes) const T zero[kColumns<T>] = {};
     const int64_t high = ceil_div(rows, ceil_div(rows, kRows));
@@ -160,33 +177,35 @@ class Weights {
       const T* const b = direct ? weights_.at(first_ + unit, 0) : packed_ + unit * gates * depth;
       const int64_t b_stride = direct ? weights_.stride : vectors * kLanes<T>;
       // Of few rows also the tiles of the units after these, if there is but one gate.
-      const int64_t groups =
+      const int64_t neighbours =
           few && gates == 1 && !direct ? std::clamp<int64_t>((of.end - unit) / kColumns<T>, 1, kTiles) : 1;
-      const int64_t distance = direct ? units : depth * kColumns<T>, tiles = gates * groups;
-      for (int64_t row = 0; row < rows; row += high) {
-        const int64_t count = std::min(high, rows - row);
-        const T* const a = left + row * stride;
-        if (few) {
-          (vectors == 1 ? few_rows_of<T, 1>(count, tiles) : few_rows_of<T, gemm::kVectors>(count, tiles))(
-              depth, a, stride, b, distance, b_stride, sums);
-        } else {
-          const auto tile = vectors == 1 ? gemm::tile_of<T, 1>(count, true, !direct)
-                                         : gemm::tile_of<T, gemm::kVectors>(count, true, !direct);
-          for (int64_t t = 0; t < tiles; ++t) {
-            T* const to = sums + t * kGate<T>;
-            tile(depth, a, stride, b + t * distance, b_stride, nullptr, zero, 0, to, kColumns<T>, to);
+      const int64_t distance = direct ? units : depth * kColumns<T>, tiles = gates * neighbours;
+      for (int64_t group = 0; group < left.count; ++group) {
+        for (int64_t row = 0; row < rows; row += high) {
+          const int64_t count = std::min(high, rows - row);
+          const T* const a = left.first + group * left.distance + row * stride;
+          if (few) {
+            (vectors == 1 ? few_rows_of<T, 1>(count, tiles) : few_rows_of<T, gemm::kVectors>(count, tiles))(
+                depth, a, stride, b, distance, b_stride, sums);
+          } else {
+            const auto tile = vectors == 1 ? gemm::tile_of<T, 1>(count, true, !direct)
+                                           : gemm::tile_of<T, gemm::kVectors>(count, true, !direct);
+            for (int64_t t = 0; t < tiles; ++t) {
+              T* const to = sums + t * kGate<T>;
+              tile(depth, a, stride, b + t * distance, b_stride, nullptr, zero, 0, to, kColumns<T>, to);
+            }
           }
-        }
-        for (int64_t i = 0; i < count; ++i) {
-          for (int64_t group = 0; group < groups; ++group) {
-            for (int64_t j = 0; j < wide; j += kLanes<T>) {
-              const int64_t at = unit + group * kColumns<T> + j;
-              use(row + i, at, units - at, sums + group * kGate<T> + i * kColumns<T> + j);
+          for (int64_t i = 0; i < count; ++i) {
+            for (int64_t neighbour = 0; neighbour < neighbours; ++neighbour) {
+              for (int64_t j = 0; j < wide; j += kLanes<T>) {
+                const int64_t at = unit + neighbour * kColumns<T> + j;
+                use(group, row + i, at, units - at, sums + neighbour * kGate<T> + i * kColumns<T> + j);
+              }
             }
           }
         }
       }
-      unit += groups * kColumns<T>;
+      unit += neighbours * kColumns<T>;
     }
   }
 
@@ -201,6 +220,48 @@ class Weights {
 
  public:
   const int64_t depth, units, gates;
+};
+
+// a = x W + b of the next kRows steps, which stays in a cache: of all steps it would be new memory, gone through twice.
+template <typename T>
+class Input {
+ public:
+  // Of x [B, T, I], W [I, gates · H] and b [gates · H].
+  Input(const Sequence& of, const xla::ffi::AnyBuffer& x, const xla::ffi::AnyBuffer& w, const xla::ffi::AnyBuffer& bias,
+        int64_t gates)
+      : weights({w.typed_data<T>(), gates * of.hidden, false}, x.dimensions()[2], of.hidden, gates),
+        of_(of), x_(x.typed_data<T>()), bias_(bias.typed_data<T>()) {}
+
+  int64_t elements() const { return std::min(of_.steps, kRows) * width(); }
+  int64_t stride() const { return stride_of<T>(of_.hidden); }  // from gate to gate
+  // Where a of a row is at a step, in the memory that `compute` has filled.
+  int64_t at(Rows rows, int64_t step, int64_t row) const { return (step % kRows * rows.count + row) * width(); }
+  int64_t ahead(Rows rows) const { return rows.count * width(); }  // to the next step
+
+  // What this step needs, for some units.
+  void compute(Rows rows, int64_t step, Units units, T* a) const {
+    if (step % kRows) return;
+    const int64_t steps = std::min(kRows, of_.steps - step), inputs = weights.depth;
+    const int64_t first = std::min(of_.time(step), of_.time(step + steps - 1));
+    const T* const x = x_ + (rows.first * of_.steps + first) * inputs;
+    const bool few = steps < std::min(kRows, rows.count);  // then a tile has the rows of a step, else the steps of a row
+    const Groups<T> left = few ? Groups<T>{x, of_.steps * inputs, rows.count, inputs, steps}
+                               : Groups<T>{x, inputs, steps, of_.steps * inputs, rows.count};
+    weights.multiply(left, units, [&](int64_t group, int64_t row, int64_t unit, int64_t n, const T* sums) {
+      if (few) std::swap(group, row);
+      T* const to = a + at(rows, of_.step(first + row), group) + unit;
+      for (int64_t g = 0; g < weights.gates; ++g) {
+        store(to + g * stride(), load(sums + g * kGate<T>) + load(bias_ + g * of_.hidden + unit, n));
+      }
+    });
+  }
+
+  Weights<T> weights;
+
+ private:
+  Sequence of_;
+  const T *x_, *bias_;
+  int64_t width() const { return weights.gates * stride(); }
 };
 
 // use(row, unit, how many units are left) for each row and each vector of units.

@@ -1,4 +1,4 @@
-// The loop over time of jaxnet/ops/rnn.py, whose names these are: forwards from a = x W + b, backwards to da.
+// The loop over time of jaxnet/ops/rnn.py, whose names these are: forwards from x, backwards to da.
 
 #include <cstdint>
 
@@ -16,13 +16,14 @@ using recurrent::Units;
 template <typename T>
 struct Forward {
   Sequence of;
+  recurrent::Input<T> input;
   recurrent::Weights<T> weights;
   bool relu;
-  const T *a, *first;
+  const T* first;
   T *y, *last, *kept, *before;  // the last two null if no backward pass will come
 
   int64_t stride() const { return recurrent::stride_of<T>(of.hidden); }
-  int64_t elements() const { return 2 * stride(); }  // h, twice
+  int64_t elements() const { return 2 * stride() + input.elements(); }  // h, twice, and a
   int64_t phases() const { return of.steps; }
   void begin(Rows rows, T* state) const { recurrent::copy_in(first, rows, of.hidden, state, stride()); }
   void end(Rows rows, const T* state) const {
@@ -32,15 +33,17 @@ struct Forward {
   void phase(Rows rows, T* state, int64_t step, Units units) const {
     const int64_t t = of.time(step), size = rows.count * stride();
     const T* const now = state + step % 2 * size;
-    T* const next = state + (step + 1) % 2 * size;
+    T *const next = state + (step + 1) % 2 * size, *const a = state + 2 * size;
+    input.compute(rows, step, units, a);
     weights.multiply(now, stride(), rows.count, units, [&](int64_t i, int64_t unit, int64_t n, const T* sums) {
       const int64_t row = rows.first + i, at = (t * of.batch + row) * of.hidden + unit, own = i * stride() + unit;
       const bool within = of.within(t, row);
       const Vector<T> h_before = load(now + own);
       Vector<T> h = h_before;
       if (within) {
-        __builtin_prefetch(a + at + of.ahead(1));
-        const Vector<T> z = load(a + at, n) + load(sums);
+        const T* const from = a + input.at(rows, step, i) + unit;
+        __builtin_prefetch(from + input.ahead(rows));
+        const Vector<T> z = load(from) + load(sums);
         h = !relu ? math::tanh<T>(z) : z < 0 ? Vector<T>{} : z;  // NaN stays
       }
       store(next + own, h);
@@ -93,33 +96,34 @@ struct Backward {
   }
 };
 
-// Arguments: a [T, B, H], U [H, H], h [B, H] and, if there are any, the lengths [B]. Results: y [B, T, H]; h after the
-// last step; if a backward pass will come, h after each step [T, B, H], which may overwrite a, and before it.
-ffi::Error forward(ffi::ThreadPool pool, ffi::AnyBuffer a, ffi::AnyBuffer u, ffi::AnyBuffer h,
-                   ffi::RemainingArgs lengths, ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> last,
-                   ffi::RemainingRets kept, bool relu, bool reverse) {
+// Arguments: x [B, T, I], W [I, H], b [H], U [H, H], h [B, H] and, if there are any, the lengths [B]. Results: y
+// [B, T, H]; h after the last step; if a backward pass will come, h after each step [T, B, H], and before it.
+ffi::Error forward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::AnyBuffer b, ffi::AnyBuffer u,
+                   ffi::AnyBuffer h, ffi::RemainingArgs lengths, ffi::Result<ffi::AnyBuffer> y,
+                   ffi::Result<ffi::AnyBuffer> last, ffi::RemainingRets kept, bool relu, bool reverse) {
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    const Sequence of = recurrent::sequence_of(a, 1, lengths, reverse);
-    const gemm::Operand<T> weights{u.typed_data<T>(), of.hidden, false};
+    const Sequence of = recurrent::sequence_of(x, u.dimensions()[0], lengths, reverse);
     Forward<T> pass{of,
-                    {weights, of.hidden, of.hidden, 1},
+                    {of, x, w, b, 1},
+                    {{u.typed_data<T>(), of.hidden, false}, of.hidden, of.hidden, 1},
                     relu,
-                    a.typed_data<T>(),
                     h.typed_data<T>(),
                     y->typed_data<T>(),
                     last->typed_data<T>(),
                     recurrent::optional<T>(kept, 0),
                     recurrent::optional<T>(kept, 1)};
-    recurrent::run<T>(pool, pass, {&pass.weights});
+    recurrent::run<T>(pool, pass, {&pass.input.weights, &pass.weights});
   };
-  a.element_type() == ffi::F64 ? run(0.0) : run(0.0f);
+  x.element_type() == ffi::F64 ? run(0.0) : run(0.0f);
   return ffi::Error::Success();
 }
 
 JAXNET_TARGET(jaxnet_rnn, forward,
               ffi::Ffi::Bind()
                   .Ctx<ffi::ThreadPool>()
+                  .Arg<ffi::AnyBuffer>()
+                  .Arg<ffi::AnyBuffer>()
                   .Arg<ffi::AnyBuffer>()
                   .Arg<ffi::AnyBuffer>()
                   .Arg<ffi::AnyBuffer>()
@@ -137,7 +141,7 @@ ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer kept, ffi::AnyBuffer u,
                     ffi::Result<ffi::AnyBuffer> first, bool relu, bool reverse) {
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    const Sequence of = recurrent::sequence_of(kept, 1, lengths, reverse);
+    const Sequence of = recurrent::sequence_of(dy, dy.dimensions()[2], lengths, reverse);
     const gemm::Operand<T> weights{u.typed_data<T>(), of.hidden, true};
     Backward<T> pass{of,
                      {weights, of.hidden, of.hidden, 1},

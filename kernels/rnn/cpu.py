@@ -16,7 +16,7 @@ def loops(*, relu: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 def forward(
     weights: Any,
-    a: jax.Array,
+    x: jax.Array,
     initial: jax.Array,
     lengths: jax.Array | None,
     *,
@@ -27,18 +27,18 @@ def forward(
     """Returns (y (B, T, H), the final h); h before each step and after it, (T, B, H).
 
     Args:
-        weights: with the `recurrent_weight` U, (H, H).
-        a: x W + b, (T, B, H); its memory becomes that of h after each step.
+        weights: W (I, H), U (H, H), b (H,) or None.
+        x: (B, T, I).
         initial: h, (B, H).
         lengths: (B,), or None.
         relu: whether f is relu, or tanh.
         reverse: whether from the last step to the first.
         keep: whether a backward pass will come; if not, the last two results are None.
     """
-    args = ffi.present(a, weights.recurrent_weight, initial, lengths)
-    axes = "t B h, u v, B h" + ", B" * (lengths is not None) + " -> B t h, B h" + ", t B h, t B h" * keep
-    aliases = {0: 2} if keep else {}
-    y, h, *rest = ffi.spread_call("jaxnet_rnn", axes, *args, aliases=aliases, relu=relu, reverse=reverse)
+    w, u, b, _ = weights
+    args = ffi.present(x, w, ffi.or_zero(b, w), u, initial, lengths)
+    axes = "B t i, i k, k, h k, B h" + ", B" * (lengths is not None) + " -> B t h, B h" + ", t B h, t B h" * keep
+    y, h, *rest = ffi.spread_call("jaxnet_rnn", axes, *args, relu=relu, reverse=reverse)
     kept, before = rest if keep else (None, None)
     return (y, h), before, kept
 

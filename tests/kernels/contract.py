@@ -117,12 +117,14 @@ def recurrent(op, gates, **options):
         batched=(0, last - 1, last),
         options=[{}, {"reverse": True}, {"remat": True}],
         sizes=[(4, 3, 2, 5), (1, 3, 2, 163), (17, 4, 3, 21)],
-        # Around a tile's rows (14 or 6), a block's (56 or 24), a vector (4 to 16) and a panel (8 to 32) of units;
-        # from enough rows for all threads to one row, whose units they share.
+        # Around a tile's rows (14 or 6), which are also the steps whose products with W are computed at once, a
+        # block's (56 or 24), a vector (4 to 16) and a panel (8 to 32) of units; from enough rows for all
+        # threads to one row, whose units they share.
         more_sizes=[
             *((b, 3, 2, 5) for b in (1, 2, 5, 6, 7, 13, 14, 15, 29, 57, 113)),
             *((3, 4, 3, h) for h in (1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 67)),
-            *((2, t, 2, 3) for t in (0, 1, 2, 19)),
+            *((2, t, 2, 3) for t in (0, 1, 2, 6, 7, 14, 15, 29)),
+            *((3, 4, i, 5) for i in (1, 33)),
             *((0, 2, 3, 4), (1, 3, 5, 200), (2, 3, 5, 161)),
         ],
         large=[(40, 6, 7, 96), (1, 9, 4, 300), (3, 5, 4, 161), (130, 4, 5, 33)],

@@ -144,7 +144,7 @@ const Cell kCells[] = {
 };
 
 struct Sequence {
-  int64_t batch, steps, hidden;
+  int64_t batch, steps, hidden, inputs = 2;
 };
 
 Argument weights(const Cell& cell, const Sequence& s, Type type) {
@@ -161,20 +161,18 @@ void append_lengths(std::vector<Argument>& args, const Sequence& s) {
   args.push_back(of(XLA_FFI_DataType_S32, {s.batch}, length));
 }
 
-enum Keep { kNothing, kCopy, kInPlace };  // the gates, for the backward pass: nowhere, beside the sums, over them
-
-Call forward(const Cell& cell, const Sequence& s, Type type, bool reverse, bool lengths, Keep keep) {
+Call forward(const Cell& cell, const Sequence& s, Type type, bool reverse, bool lengths, bool keep) {
   const Dims state{s.batch, s.hidden}, each{s.steps, s.batch, s.hidden}, y{s.batch, s.steps, s.hidden};
   const Dims gates{s.steps, s.batch, cell.gates * s.hidden};
   Call call{"jaxnet_" + cell.name};
-  call.args = {spread(type, gates), weights(cell, s, type)};
+  call.args = {spread(type, {s.batch, s.steps, s.inputs}), spread(type, {s.inputs, cell.gates * s.hidden}),
+               spread(type, {cell.gates * s.hidden}), weights(cell, s, type)};
   if (cell.name == "gru") call.args.push_back(spread(type, {s.hidden}));
   append(call.args, cell.states, type, state);
   if (lengths) append_lengths(call.args, s);
   call.results = {{type, y}};
   call.results.insert(call.results.end(), cell.states, {type, state});
-  if (keep != kNothing) {
-    if (keep == kInPlace) call.aliases = {{0, call.results.size()}};
+  if (keep) {
     call.results.push_back({type, gates});
     call.results.insert(call.results.end(), cell.kept, {type, each});
   }
@@ -201,14 +199,16 @@ Call backward(const Cell& cell, const Sequence& s, Type type, bool reverse, bool
   return call;
 }
 
-// Around a tile's rows, a block's (24 or 56), vectors and panels of units; too few rows for the weights to be packed
+// Around a tile's rows, which are also the steps of which the products are computed at once, a block's (24 or 56),
+// vectors and panels of units; any number of inputs; too few rows for the weights to be packed
 // (8 in all) and for full tiles (3); empty; enough work for three threads, which share rows, or the units of one.
 std::vector<Sequence> sequences(const Cell& cell) {
   std::vector<Sequence> list;
   for (const int64_t b : {0, 1, 2, 3, 4, 6, 7, 14, 15, 29, 57}) list.push_back({b, 3, 5});
   for (const int64_t h : {0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 67}) list.push_back({3, 4, h});
   for (const int64_t h : {16, 61, 64, 131}) list.push_back({1, 2, h});
-  for (const int64_t t : {0, 1, 2, 19}) list.push_back({2, t, 3});
+  for (const int64_t t : {0, 1, 2, 6, 7, 14, 15, 29}) list.push_back({2, t, 3});
+  for (const int64_t i : {0, 1, 37}) list.push_back({3, 4, 5, i});
   if (kThread) list.clear();
   list.push_back({59, 16 / cell.gates, 67});
   list.push_back({1, 42 / cell.gates, 331});
@@ -318,7 +318,7 @@ void check_faults() {
                             linear_gradients({{}, 5, 3, 7}, type, "relu"), adamw({}, type, true, false, true, false)};
   for (const Cell& cell : kCells) {
     if (cell.name == "gru" && !cell.option) continue;  // its bias isn't read
-    list.push_back(forward(cell, sequence, type, false, true, kCopy));
+    list.push_back(forward(cell, sequence, type, false, true, true));
     list.push_back(backward(cell, sequence, type, false, true, false));
   }
   int count = 0;
@@ -352,8 +352,10 @@ void check_all() {
       for (const Sequence& s : sequences(cell)) {
         for (const bool reverse : kBoth) {
           for (const bool lengths : kBoth) {
-            for (const Keep keep : {kNothing, kCopy, kInPlace}) check(forward(cell, s, type, reverse, lengths, keep));
-            for (const bool in_place : kBoth) check(backward(cell, s, type, reverse, lengths, in_place));
+            for (const bool option : kBoth) {
+              check(forward(cell, s, type, reverse, lengths, option));
+              check(backward(cell, s, type, reverse, lengths, option));
+            }
           }
         }
       }
