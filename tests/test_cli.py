@@ -147,6 +147,7 @@ def test_mistakes_in_the_options(folder, arguments, message, monkeypatch, capsys
     assert sorted((folder / "runs").rglob("*")) == before
 
 
+@pytest.mark.long
 def test_resume_takes_the_options_of_the_run(run, folder):
     code, _, errors = run(sys.executable, EXPERIMENT, "--resume", "--run", "a", "--hidden", "4,2")
     assert (code, errors) == (0, "")
@@ -158,6 +159,7 @@ def test_resume_takes_the_options_of_the_run(run, folder):
     assert (options["hidden"], options["note"]) == ([4, 2], "more")
 
 
+@pytest.mark.long
 def test_the_latest_run_is_resumed(run, folder, tmp_path_factory, environment):
     cwd = tmp_path_factory.mktemp("numbered")
     for options in ([], [], ["--resume", "--epochs", "2"]):

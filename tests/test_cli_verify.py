@@ -261,6 +261,7 @@ def test_a_mutant_that_the_cases_let_pass(run: Callable[..., tuple[int, str, str
     assert "<th>rules.py:6</th><td>rule</td><td>factor: `dy * jnp.sign(x)` became `dy`</td>" in page
 
 
+@pytest.mark.long
 def test_cases_that_find_every_mutant(run: Callable[..., tuple[int, str, str]]) -> None:
     code, out, errors = run("rules.py:strong", "--mutate", "--json", "-")
     assert code == 0, errors

@@ -130,6 +130,7 @@ def test_cases_and_fixture(project: Path, tmp_path: Path, workers: list[str]) ->
     assert "return 1 / 0" in out
 
 
+@pytest.mark.long
 def test_chosen_by_name_and_by_mark(project: Path) -> None:
     code, out = run(project, "-q", "--collect-only", "-m", "kernel or skip")
     assert code == 0

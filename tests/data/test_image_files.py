@@ -176,6 +176,7 @@ def test_strangers():
         data.faces(strangers=40)
 
 
+@pytest.mark.long
 def test_the_real_ones(real_data):
     folder = real_data("nab", "bccd", "faces", "cifar10")
     series, cells = data.nab(folder), data.blood_cells(folder)

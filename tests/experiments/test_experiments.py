@@ -68,9 +68,8 @@ def test_help_has_every_option_with_its_default(run, name):
             assert re.search(rf" {flag} .*?\[default: {re.escape(default)}[;\]]", text), flag
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if "digits" in name else pytest.mark.long) for name in WITHOUT_FILES]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", WITHOUT_FILES)
 def test_two_runs(run, name):
     """The second loads what the first compiled, ends with the same bits, and overwrites nothing."""
     metrics, compiled = [], []
@@ -224,6 +223,7 @@ def test_nobody_to_talk_with(run):
     assert "--chat talks with a finished run" in only_error(run("lstm_chatbot", "--chat"))
 
 
+@pytest.mark.long
 def test_config_json(run):
     options = ("--seed", "3", "--hidden", "5,4", "--activation", "tanh")
     assert run("feedforward_cancer", "--run", "named", "--epochs", "1", *options).returncode == 0
@@ -265,6 +265,7 @@ def test_hours_that_cannot_be_foretold(run, option, value, message):
     assert only_error(run("recurrent_forecast", "--smoke", option, value)) == f"error: {message}"
 
 
+@pytest.mark.long
 def test_a_learning_rate_far_too_large(run):
     line = only_error(run("feedforward_digits", "--run", "wild", "--learning-rate", "1e30", "--epochs", "2"))
     pattern = (

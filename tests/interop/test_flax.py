@@ -153,6 +153,7 @@ def test_small_shapes(x64, model, shape):
     assert_same(ours(params, draw(*shape)), flax(params, draw(*shape)), atol=1e-11)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", ["linen LSTMCell", "linen GRUCell", "nnx OptimizedLSTMCell", "nnx SimpleCell"])
 @pytest.mark.parametrize("dtype", ["inputs", "cell", "all"])
 def test_half_precision(model, dtype):

@@ -67,6 +67,7 @@ def test_vjp_equals_autodiff_of_apply_in_training(x64, name):
     jax.tree.map(close, (y, pullback(dy)), (expected, autodiff(dy)))
 
 
+@pytest.mark.long
 def test_the_check_of_an_experiment():
     """Its pictures have equal pixels, so it stands on kinks; it once found a gradient that missed its maximum."""
     digits = data.digits(flat=False)

@@ -423,6 +423,7 @@ def test_bad_input_is_told(call, message):
 # ---- in a browser -----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium found")
 @pytest.mark.parametrize("width", [390, 1280])

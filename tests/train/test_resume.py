@@ -141,6 +141,7 @@ def test_killed_while_it_starts(start, uninterrupted, equal_runs, tmp_path):
     equal_runs(run, uninterrupted)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_signals_name_the_command_that_goes_on(start, uninterrupted, equal_runs, tmp_path):
     run = tmp_path / "runs/a"

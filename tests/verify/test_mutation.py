@@ -409,6 +409,7 @@ def test_the_rules_of_a_function():
 SCRIPT = Path(__file__).parents[2] / "experiments/benchmarks/mutation.py"
 
 
+@pytest.mark.long
 def test_every_backward_of_our_own_is_a_target():
     """An op, activation, loss or layer that is added needs a line in the table."""
     # A process of its own: there no types are checked, and functions stand as they are written.
