@@ -1,6 +1,7 @@
-"""Where the time of an LSTM layer goes: its products for all steps, and its loops, beside the machine's GEMM rate.
+"""Where the time of an LSTM layer goes: its loops, and the products for all steps, beside the machine's GEMM rate.
 
-The loops' time is what is left of the passes: with it goes what XLA copies, and fresh memory.
+Forwards all is one kernel. The loop's time backwards is what is left of the pass: with it goes what XLA copies,
+and fresh memory.
 
     python experiments/benchmarks/recurrent_parts.py              # all sizes of recurrent.py
     python experiments/benchmarks/recurrent_parts.py H256         # those with "H256" in the name
@@ -22,6 +23,7 @@ from jaxnet import ops
 from jaxnet.cli.workloads import RECURRENT as SIZES
 
 FORWARD, BACKWARD = "forward", "backward"
+PRODUCTS = "dx = da Wᵀ", "dW = xᵀ da", "dU = hᵀ da"
 
 
 def main() -> None:
@@ -39,9 +41,7 @@ def main() -> None:
         runs, each = parts(batch, time, inputs, hidden), 2 * batch * time * 4 * hidden
         times = measure({name: Contender(run) for name, (run, _) in runs.items()}, args.rounds, 3)
         spent = {name: (times.seconds(name), each * depth) for name, (_, depth) in runs.items()}
-        first, *others = (spent[name] for name in list(runs)[2:])
-        spent["loop forwards"] = rest(spent[FORWARD], first)
-        spent["loop backwards"] = rest(spent[BACKWARD], *others)
+        spent["loop backwards"] = rest(spent[BACKWARD], *(spent[name] for name in PRODUCTS))
         result = Table(title=title)
         result.add_column("")
         for column in ("ms", "GFLOP/s", "of the GEMM rate"):
@@ -58,10 +58,11 @@ def rest(whole: tuple[float, float], *of_it: tuple[float, float]) -> tuple[float
 
 
 def parts(batch: int, time: int, inputs: int, hidden: int) -> dict[str, tuple[Callable[[], Any], int]]:
-    """The two passes of an LSTM layer, and the products for all steps in them; the depth of each."""
+    """The two passes of an LSTM layer, and the products for all steps in the second; the depth of each."""
     x, w, u, b = draw(batch, time, inputs), draw(inputs, 4 * hidden), draw(hidden, 4 * hidden), draw(4 * hidden)
     (y, final), pullback = jax.jit(ops.lstm_vjp)(x, w, u, b)
     cotangents = draw(*y.shape), jax.tree.map(jnp.zeros_like, final)
+    first = timed(ops.lstm, x, w, u, b)
     x, h, da = draw(time, batch, inputs), draw(time, batch, hidden), draw(time, batch, 4 * hidden)
     product = partial(ops.linear, implementation="cpu")
 
@@ -70,15 +71,14 @@ def parts(batch: int, time: int, inputs: int, hidden: int) -> dict[str, tuple[Ca
         return jax.vjp(partial(product, left), jnp.zeros((left.shape[-1], 4 * hidden)))[1](da)[0]
 
     return {
-        FORWARD: (timed(ops.lstm, jnp.swapaxes(x, 0, 1), w, u, b), inputs + hidden),
+        FORWARD: (first, inputs + hidden),
         BACKWARD: (
             timed(lambda pullback, cotangents: pullback(cotangents), pullback, cotangents),
             2 * (inputs + hidden),
         ),
-        "a = x W + b": (timed(product, x, w, b), inputs),
-        "dx = da Wᵀ": (timed(lambda da, w: product(da, w.T), da, w), inputs),
-        "dW = xᵀ da": (timed(gradient, x, da), inputs),
-        "dU = hᵀ da": (timed(gradient, h, da), hidden),
+        PRODUCTS[0]: (timed(lambda da, w: product(da, w.T), da, w), inputs),
+        PRODUCTS[1]: (timed(gradient, x, da), inputs),
+        PRODUCTS[2]: (timed(gradient, h, da), hidden),
     }
 
 
