@@ -2,8 +2,8 @@
 
 Axes: B batch · T time · I features in · H hidden · K = G H, all gates side by side.
 
-A cell takes the state s, which is h or a pair (h, c), one step on. What it needs of x waits for no step: XLA has
-one product for all of them, the kernel one for every few, whose a stays in a cache.
+A cell takes the state s, which is h or a pair (h, c), one step on. The product with W waits for no step: XLA
+computes it for all steps at once, the kernel for a few at a time.
 
     aₜ = xₜ W + b        sₜ = cell(aₜ, sₜ₋₁)        yₜ = hₜ
 
@@ -11,8 +11,8 @@ Backwards only ds goes through the loop. The gradients of all weights are produc
 
     daₜ, dvₜ, dsₜ₋₁ = cell′(dsₜ + dyₜ)   dx = da Wᵀ   dW = Σ xₜᵀ daₜ   db = Σ daₜ   dU = Σ hₜ₋₁ᵀ dvₜ
 
-Past the length of a sequence nothing happens: sₜ = sₜ₋₁, yₜ = 0, daₜ = 0, and x isn't read. So a sequence that is
-gone through from its end begins with its last element, wherever the padding ends.
+Past the length of a sequence nothing happens: sₜ = sₜ₋₁, yₜ = 0, daₜ = 0, and x counts for nothing. So a sequence
+that is gone through from its end begins with its last element, wherever the padding ends.
 
 Of each step the states before it are kept, and what else its derivative needs: the gates. With `remat` those are
 computed again, of all steps at once: sₜ₋₁ being known, nothing has to wait for the step before.
@@ -53,7 +53,7 @@ class Cell(NamedTuple):
                   hₜ₋₁ is multiplied to, is None if it is da
     `recurrent`   `recurrent(products, weights, h, kept, dv) → (dU, drecurrent_bias)`, of all steps;
                   `products` sums leftᵀ right over them, and right alone
-    `kernel`      the loops of `forward` and `backward` on the CPU
+    `kernel`      the loops of `forward`, with x W + b, and of `backward` on the CPU
     `pair`        whether the state is (h, c)
     ============  ====================================================================================
     """
@@ -178,7 +178,8 @@ def _forward(
         return run(_widened(weights, x), _widened(x, x), first, lengths)
 
     operands = _widened((weights, x), x), first
-    return _choose(loop, xla, kernel, operands, x, (weights, x, first, lengths))
+    packed = weights.weight.size + weights.recurrent_weight.size
+    return _choose(loop, xla, kernel, operands, packed, x, (weights, x, first, lengths))
 
 
 def _backward(
@@ -187,7 +188,8 @@ def _backward(
     """da and dv of all steps, and the gradient of the initial state."""
     xla, kernel = partial(_scan_backward, loop), partial(loop.cell.kernel[1], reverse=loop.reverse)
     operands = weights, before, kept, cotangents
-    return _choose(loop, xla, kernel, operands, cotangents[0], (*operands, lengths))
+    packed = weights.recurrent_weight.size
+    return _choose(loop, xla, kernel, operands, packed, cotangents[0], (*operands, lengths))
 
 
 def _products(loop: Loop, x: Array) -> str | None:
@@ -198,18 +200,23 @@ def _products(loop: Loop, x: Array) -> str | None:
     return loop.implementation if serves else None
 
 
-def _choose(loop: Loop, xla: Callable, kernel: Callable, operands: Any, sequence: Array, args: tuple) -> Any:
-    """The loop by XLA or by the kernel, which would be given these operands; `sequence` is (B, T, …)."""
+def _choose(
+    loop: Loop, xla: Callable, kernel: Callable, operands: Any, packed: int, sequence: Array, args: tuple
+) -> Any:
+    """The loop by XLA or by the kernel, which would be given these operands and pack so many weights.
+
+    `sequence` is (B, T, …).
+    """
     reason = dispatch.unsupported(*jax.tree.leaves(operands))
     if loop.implementation is None:
-        reason = reason or _slow(args[0].recurrent_weight.size, *sequence.shape[:2])
+        reason = reason or _slow(packed, *sequence.shape[:2])
     kernels = {"cpu": dispatch.Kernel(dispatch.differentiable(kernel, xla), reason)}
     return dispatch.choose(loop.op, loop.implementation, xla, kernels)(*args)
 
 
-def _slow(weights: int, batch: int, steps: int) -> str | None:
-    """Why XLA is faster; None if it isn't. The kernel packs the weights, which must be worth it."""
-    few = steps * batch < 64 and weights > 1 << 18
+def _slow(packed: int, batch: int, steps: int) -> str | None:
+    """Why XLA is faster; None if it isn't. To pack the weights must be worth it."""
+    few = steps * batch < 64 and packed > 1 << 18
     return f"{steps} steps of {batch} rows are too few" if few or steps == 1 else None
 
 

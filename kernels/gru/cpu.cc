@@ -41,7 +41,7 @@ struct Forward {
     T *const next = state + (step + 1) % 2 * size, *const z_state = state + 2 * size, *const s_state = state + 3 * size;
     T* const a = state + 4 * size;
     if (reset_after || phase % 2 == 0) input.compute(rows, step, units, a);
-    // Of a vector of units: its place in a, its place in state, what a gate's sum of products becomes.
+    // Of a vector of units: its place in what is kept, its part of a, what a gate's sum of products becomes.
     const auto place = [&](int64_t i, int64_t unit) { return (t * of.batch + rows.first + i) * kGates * of.hidden + unit; };
     const auto summand = [&](int64_t i, int64_t unit, int64_t g) {
       const T* const from = a + input.at(rows, step, i) + g * stride() + unit;

@@ -18,12 +18,12 @@ template <>
 struct Format<float> {
   typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
   static constexpr int kMantissa = 23, kBias = 127;
-  static constexpr int kTerms = 7;                                             // (ln 2 / 2)⁸ / 8! < 2⁻²⁷
+  static constexpr int kTerms = 7;                                             // |r|⁸ / 8! < 2⁻²⁷; 2⁻²⁵ with the largest low
   static constexpr float kLn2[] = {0.693359375f, -2.12194440054690583e-4f};  // n times the first is exact
   static constexpr float kRound = 0x1.8p23f;  // what is added to it is rounded to a whole number
   static constexpr float kSmallest = 87.3f;   // exp −x is a normal number up to here
   static constexpr uint32_t kUpper = 0xfffff000;  // half of the bits
-  static constexpr float kGrain = 0x1p9f;         // c₁, in whole parts of this, times u is exact
+  static constexpr float kGrain = 0x1p9f;         // c₁ in multiples of 1/kGrain: times 2t − 1 it is exact
   // Φ(−a) exp(a²/2) (1 + a/2) in powers of u = (2 − a)/(2 + a), to 4e-9 of it for 0 ≤ a ≤ 14.
   static constexpr double kNormal[] = {
       0.3362040023,     0.1657022368,     0.01439869887,   -0.01835968554,  -0.000235045136, 0.003367205543,
@@ -34,7 +34,7 @@ template <>
 struct Format<double> {
   typedef uint64_t Bits __attribute__((vector_size(kVectorBytes)));
   static constexpr int kMantissa = 52, kBias = 1023;
-  static constexpr int kTerms = 13;  // (ln 2 / 2)¹⁴ / 14! < 2⁻⁵⁷
+  static constexpr int kTerms = 13;  // |r|¹⁴ / 14! < 2⁻⁵⁷
   static constexpr double kLn2[] = {6.93147180369123816490e-01, 1.90821492927058770002e-10};
   static constexpr double kRound = 0x1.8p52;
   static constexpr double kSmallest = 708.3;
@@ -55,7 +55,7 @@ struct Format<double> {
 template <typename T>
 using Bits = typename Format<T>::Bits;
 
-// 2ⁿ and p of exp(x + low) = 2ⁿ + 2ⁿ p, for −kSmallest ≤ x ≤ kSmallest and a small low.
+// 2ⁿ and p of exp(x + low) = 2ⁿ + 2ⁿ p, for −kSmallest ≤ x ≤ kSmallest and |low| ≤ 0.05.
 template <typename T>
 inline void exponential(Vector<T> x, Vector<T>& power, Vector<T>& p, Vector<T> low = Vector<T>{}) {
   using F = Format<T>;

@@ -1,7 +1,7 @@
 // What the loops over time of rnn, lstm and gru share; their formulas are in jaxnet/ops.
 //
 // The batch is cut into blocks of rows. A block goes through the whole sequence on one thread, which waits for no
-// other; its state stays in that core's caches. The weights are packed once for all. Each number is computed in the
+// other; its state h stays in that core's caches. The weights are packed once for all. Each number is computed in the
 // same way whatever is computed beside it.
 #pragma once
 
@@ -20,7 +20,7 @@ using gemm::ceil_div;
 using gemm::kColumns;
 using gemm::kRows;
 
-constexpr int64_t kBlockRows = 4 * kRows;  // at most, so that the state stays in the second-level cache
+constexpr int64_t kBlockRows = 4 * kRows;  // at most, so that h stays in the second-level cache
 constexpr int64_t kBlockRowsLeast = 4;     // fewer aren't worth reading all weights once more
 constexpr int64_t kFewRows = 3;
 constexpr int64_t kSeldom = 8;             // rows, of all steps, that aren't worth packing the weights
@@ -222,7 +222,7 @@ class Weights {
   const int64_t depth, units, gates;
 };
 
-// a = x W + b of the next kRows steps, which stays in a cache: of all steps it would be new memory, gone through twice.
+// a = x W + b of the next kRows steps, in the block's own memory: of all steps it would be new memory each time.
 template <typename T>
 class Input {
  public:
@@ -244,12 +244,12 @@ class Input {
     const int64_t steps = std::min(kRows, of_.steps - step), inputs = weights.depth;
     const int64_t first = std::min(of_.time(step), of_.time(step + steps - 1));
     const T* const x = x_ + (rows.first * of_.steps + first) * inputs;
-    const bool few = steps < std::min(kRows, rows.count);  // then a tile has the rows of a step, else the steps of a row
-    const Groups<T> left = few ? Groups<T>{x, of_.steps * inputs, rows.count, inputs, steps}
-                               : Groups<T>{x, inputs, steps, of_.steps * inputs, rows.count};
-    weights.multiply(left, units, [&](int64_t group, int64_t row, int64_t unit, int64_t n, const T* sums) {
-      if (few) std::swap(group, row);
-      T* const to = a + at(rows, of_.step(first + row), group) + unit;
+    const bool by_step = steps < std::min(kRows, rows.count);  // a tile has rows of one step, else steps of one row
+    const Groups<T> left = by_step ? Groups<T>{x, of_.steps * inputs, rows.count, inputs, steps}
+                                   : Groups<T>{x, inputs, steps, of_.steps * inputs, rows.count};
+    weights.multiply(left, units, [&](int64_t group, int64_t line, int64_t unit, int64_t n, const T* sums) {
+      const int64_t row = by_step ? line : group, time = first + (by_step ? group : line);
+      T* const to = a + at(rows, of_.step(time), row) + unit;
       for (int64_t g = 0; g < weights.gates; ++g) {
         store(to + g * stride(), load(sums + g * kGate<T>) + load(bias_ + g * of_.hidden + unit, n));
       }
@@ -296,8 +296,8 @@ void run(xla::ffi::ThreadPool& pool, Pass& pass, std::initializer_list<Weights<T
   const bool share = of.batch < threads * kBlockRowsLeast && parts > 1 && work / parts > kPartWork;
   const int64_t blocks =
       share ? 1 : std::min(threads, ceil_div(of.batch, kBlockRowsLeast)) * ceil_div(of.batch, threads * kBlockRows);
-  const int64_t rows = ceil_div(of.batch, blocks);
-  T* memory = static_cast<T*>(gemm::scratch((packed + blocks * rows * pass.elements()) * sizeof(T)));
+  const int64_t rows = ceil_div(of.batch, blocks), count = ceil_div(of.batch, rows), slots = std::min(threads, count);
+  T* memory = static_cast<T*>(gemm::scratch((packed + slots * rows * pass.elements()) * sizeof(T)));
   for (Weights<T>* w : weights) {
     w->place(memory, of.steps * of.batch <= kSeldom);
     memory += w->size();
@@ -322,12 +322,15 @@ void run(xla::ffi::ThreadPool& pool, Pass& pass, std::initializer_list<Weights<T
     });
     return pass.end(all, memory);
   }
-  parallel_for(pool, ceil_div(of.batch, rows), threads, [&](int64_t i) {
-    const Rows block{i * rows, std::min(rows, of.batch - i * rows)};
-    T* const state = memory + i * rows * pass.elements();
-    pass.begin(block, state);
-    for (int64_t phase = 0; phase < pass.phases(); ++phase) pass.phase(block, state, phase, Units{0, of.hidden});
-    pass.end(block, state);
+  std::atomic<int64_t> next{0};
+  parallel_for(pool, slots, threads, [&](int64_t slot) {  // each takes blocks as long as there are some
+    T* const state = memory + slot * rows * pass.elements();
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
+      const Rows block{i * rows, std::min(rows, of.batch - i * rows)};
+      pass.begin(block, state);
+      for (int64_t phase = 0; phase < pass.phases(); ++phase) pass.phase(block, state, phase, Units{0, of.hidden});
+      pass.end(block, state);
+    }
   });
 }
 

@@ -1,5 +1,6 @@
 """The compiled matrix products: what is particular to them; the rest is in test_contract.py."""
 
+import itertools
 import math
 from functools import partial
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from contract import CONTRACTS
 
 from jaxnet import activations
@@ -226,6 +228,18 @@ def test_the_normal_distribution_to_units_in_the_last_place():
             bound = np.abs(z) * units * np.spacing(phi.astype(dtype))
             bound += np.spacing(np.abs(z * phi).astype(dtype))
             assert np.all(np.abs(of("gelu exact", z) - z * phi) <= bound)
+
+
+@pytest.mark.long
+@pytest.mark.isa
+def test_the_normal_distribution_of_every_number():
+    """2 units of Φ(z), and the rounding of the product, for all float32 from −12.9 to −2⁻⁶."""
+    ends = np.linspace(*np.array([2.0**-6, 12.9], np.float32).view(np.uint32), 41).astype(np.uint32)
+    for first, last in itertools.pairwise(ends):
+        z = -np.arange(first, last, dtype=np.uint32).view(np.float32)
+        phi = scipy.special.ndtr(z.astype(np.float64))
+        bound = -z * 2 * np.spacing(phi.astype(np.float32)) + np.spacing(np.abs(z * phi).astype(np.float32)) / 2
+        assert np.all(np.abs(of("gelu exact", z) - z * phi) <= bound)
 
 
 def distribution(z):

@@ -38,6 +38,7 @@ def test_vjp_equals_autodiff_of_apply_in_training(x64, name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), found, expected)
 
 
+@pytest.mark.long
 def test_the_gradient_of_guessing_on_four_roads():
     net, x, _ = NETWORKS["masked words"]
     batch = x, jnp.array([[1, 6, 2], [0, 3, 5]])

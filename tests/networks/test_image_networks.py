@@ -47,7 +47,14 @@ NETWORKS = {
 each = pytest.mark.parametrize("name", NETWORKS)
 
 
-@pytest.mark.parametrize("name", ["convolutional", "strided", "dense autoencoder", "variational", "generator"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "convolutional",
+        "dense autoencoder",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("strided", "variational", "generator")),
+    ],
+)
 def test_the_law(name):
     net, x = NETWORKS[name]
     report = verify.check_layer(net, KEY, x, training_key=TRAINING)

@@ -217,6 +217,7 @@ def test_the_padding_is_not_read_and_gets_no_gradient(name):
 # ---------------------------------------------------------------------------------- link 5: transformations
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("implementation", ["xla", "cpu"])
 @pytest.mark.parametrize("cell", [layers.lstm, layers.gru])
 def test_remat_needs_less_memory_for_each_layer(cell, implementation):

@@ -210,8 +210,8 @@ std::vector<Sequence> sequences(const Cell& cell) {
   for (const int64_t t : {0, 1, 2, 6, 7, 14, 15, 29}) list.push_back({2, t, 3});
   for (const int64_t i : {0, 1, 37}) list.push_back({3, 4, 5, i});
   if (kThread) list.clear();
-  list.push_back({59, 16 / cell.gates, 67});
-  list.push_back({1, 42 / cell.gates, 331});
+  list.push_back({59, 16, 67});
+  list.push_back({1, std::max<int64_t>(16, 42 / cell.gates), 331});
   return list;
 }
 
