@@ -200,8 +200,8 @@ Call backward(const Cell& cell, const Sequence& s, Type type, bool reverse, bool
 }
 
 // Around a tile's rows, which are also the steps of which the products are computed at once, a block's (24 or 56),
-// vectors and panels of units; any number of inputs; too few rows for the weights to be packed
-// (8 in all) and for full tiles (3); empty; enough work for three threads, which share rows, or the units of one.
+// vectors and panels of units; any number of inputs; too few rows for the weights to be packed (8 in all) and for full
+// tiles (3); empty; enough work for three threads, which share rows, or the units of one.
 std::vector<Sequence> sequences(const Cell& cell) {
   std::vector<Sequence> list;
   for (const int64_t b : {0, 1, 2, 3, 4, 6, 7, 14, 15, 29, 57}) list.push_back({b, 3, 5});
