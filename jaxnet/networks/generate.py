@@ -98,7 +98,8 @@ def generate(
     to few lengths.
 
     Raises:
-        ValueError: for options that don't fit or don't go together, or a prompt of another form.
+        ValueError: for options that don't fit or don't go together, a prompt of another form, or logits that are
+            NaN, as they are for integers beyond the vocabulary.
 
     Example:
         >>> net = networks.recurrent_decoder(100, 32)
@@ -110,10 +111,10 @@ def generate(
     prompt = jax.tree.map(jnp.asarray, prompt)
     _check_lengths(prompt)
     if beams is not None:
-        return _searched(net, length, beams, stop, params, prompt, length_penalty)
+        return _of_numbers(_searched(net, length, beams, stop, params, prompt, length_penalty))
     choice = _Choice(top_k, top_p is not None)
     key = key if temperature else None  # without one it is greedy
-    return _sampled(net, length, choice, stop, params, prompt, key, temperature, top_p)
+    return _of_numbers(_sampled(net, length, choice, stop, params, prompt, key, temperature, top_p))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -278,6 +279,18 @@ def _check(
         raise ValueError(f"beam search draws nothing: leave out {', '.join(given)}, or beams")
     if beams is None and temperature and key is None:
         raise ValueError("generate draws from a key: give one, or temperature=0.0 or beams")
+
+
+def _of_numbers(found: Generated) -> Generated:
+    """Raises a `ValueError` where logits were NaN, if that is known. Beams of such have no best."""
+    if not isinstance(found.ids, jax.core.Tracer):
+        wrong = np.isnan(found.log_probabilities).any(-1) | (np.asarray(found.lengths) == 0)
+        if wrong.any():
+            raise ValueError(
+                f"the logits after prompt {wrong.argmax()} are NaN: either it has integers beyond the vocabulary, "
+                "or the parameters are no numbers"
+            )
+    return found
 
 
 def _check_stop(stop: int | None, logits: Array) -> None:

@@ -41,6 +41,7 @@ constexpr int64_t kItems = 16;             // pieces of work at least: one is th
 // Packing A costs as much as reading some tens of columns more, and threads wait for it. To so many columns it is
 // used as it lies, if its lines don't all fall into the same sets of the cache.
 constexpr int64_t kDirectColumns = 512, kDirectColumnsAliased = 32, kAliasing = 4096;
+constexpr int64_t kFewDepth = 256, kPackedRows = 8;  // from and below which few rows are computed as columns
 constexpr int64_t kThreadWork = 1 << 21;       // multiply-adds that are worth waking a thread
 constexpr int64_t kAwakeThreadWork = 1 << 19;  // ... that are worth calling one that is awake
 
@@ -379,6 +380,50 @@ class Product {
   std::atomic<int64_t> done_{0};
 };
 
+// Whether C of few rows is better computed as Cᵀ = Bᵀ Aᵀ. To pack columns of B that lie contiguous costs as much as the
+// arithmetic of some rows; as rows they are read where they lie, if they don't all fall into the same sets of the
+// cache. What A's rows lack to whole vectors is lost.
+template <typename T>
+bool is_for_few(int64_t rows, int64_t depth, const Operand<T>& b) {
+  const int64_t padding = ceil_div(rows, kLanes<T>) * kLanes<T> - rows;
+  return b.along && rows <= kColumns<T> && depth >= kFewDepth && padding < kPackedRows &&
+         b.stride * static_cast<int64_t>(sizeof(T)) % kAliasing;
+}
+
+// A is packed whole; the tiles, of Cᵀ, are transposed as they are written.
+template <typename T>
+void product_of_few(xla::ffi::ThreadPool& pool, int64_t threads, int64_t rows, int64_t columns, int64_t depth,
+                    const Operand<T>& a, const Operand<T>& b, const T* bias, Activation f, T* c, T* z) {
+  constexpr int64_t n = kLanes<T>, high = std::min(kRows, n);
+  const int64_t vectors = ceil_div(rows, n), width = vectors * n;
+  T* const packed = static_cast<T*>(scratch(depth * width * sizeof(T)));
+  const FlushSubnormals flush;
+  pack_times(a, 0, rows, 0, depth, width, packed);
+  const int64_t tiles = ceil_div(columns, high), pieces = std::min(tiles, kItems);
+  parallel_for(pool, pieces, threads, [&](int64_t piece) {
+    for (int64_t t = piece * tiles / pieces; t < (piece + 1) * tiles / pieces; ++t) {
+      alignas(kVectorBytes) T sums[n * kColumns<T>] = {};
+      alignas(kVectorBytes) T start[kColumns<T>] = {};
+      alignas(kVectorBytes) T shift[n] = {};
+      const int64_t column = t * high, wide = std::min(high, columns - column);
+      const auto tile = vectors == 1 ? tile_of<T, 1>(wide, true, true) : tile_of<T, kVectors>(wide, true, true);
+      tile(depth, b.at(column, 0), b.stride, packed, 0, nullptr, start, 0, sums, width, sums);
+      if (bias) std::copy_n(bias + column, wide, shift);
+      for (int64_t v = 0; v < vectors; ++v) {
+        Vector<T> lines[n];
+        for (int64_t i = 0; i < n; ++i) lines[i] = load(sums + i * width + v * n);
+        transpose<T>(lines);
+        for (int64_t i = 0; i < std::min(n, rows - v * n); ++i) {
+          const int64_t at = (v * n + i) * columns + column;
+          const Vector<T> line = lines[i] + load(shift);
+          if (z) store(z + at, line, wide);
+          with<T>(f, [&](auto f) { store(c + at, f.value(line), wide); });
+        }
+      }
+    }
+  });
+}
+
 // C [rows, columns] = f(op(A) op(B) + bias). What is null is left out: `bias`; `z`, to which goes what f is of; `sums`,
 // to which go the sums of B's columns.
 template <typename T>
@@ -386,7 +431,12 @@ void product(xla::ffi::ThreadPool& pool, int64_t rows, int64_t columns, int64_t 
              const T* bias, Activation f, T* c, T* z, T* sums) {
   if (columns == 0 || (rows == 0 && !sums)) return;
   const int64_t worth = pool_awake() ? kAwakeThreadWork : kThreadWork;
-  Product<T>(rows, columns, depth, a, b, bias, f, c, z, sums).run(pool, 1 + rows * columns * depth / worth);
+  const int64_t threads = 1 + rows * columns * depth / worth;
+  if (!sums && is_for_few(rows, depth, b)) {
+    product_of_few(pool, threads, rows, columns, depth, a, b, bias, f, c, z);
+  } else {
+    Product<T>(rows, columns, depth, a, b, bias, f, c, z, sums).run(pool, threads);
+  }
 }
 
 }  // namespace jaxnet::gemm

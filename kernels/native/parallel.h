@@ -86,12 +86,12 @@ class Turn {
   bool taken_;
 };
 
-// When parallel_for last returned. A thread of the pool looks for more work before it sleeps: while it does, calling
-// it costs 1 us. Waking it costs some 40 us, which calls that follow each other closely soon regain.
-inline std::atomic<std::chrono::steady_clock::time_point> last_return{};
+// When a thread of the pool, or one that calls it, last was at work here. One of the pool looks for more before it
+// sleeps: while it does, calling it costs 1 us. Waking it costs some 40 us, which calls that come closely soon regain.
+inline std::atomic<std::chrono::steady_clock::time_point> last_work{};
 
 inline bool pool_awake() {
-  return std::chrono::steady_clock::now() - last_return.load(std::memory_order_relaxed) < std::chrono::microseconds(20);
+  return std::chrono::steady_clock::now() - last_work.load(std::memory_order_relaxed) < std::chrono::microseconds(20);
 }
 
 // Waits a little for another thread, which runs: without the system, unless it takes long.
@@ -155,6 +155,7 @@ void parallel_for(xla::ffi::ThreadPool& pool, int64_t count, int64_t max_threads
       const FlushSubnormals flush;
       while (work()) {
       }
+      last_work.store(std::chrono::steady_clock::now(), std::memory_order_relaxed);
     }
   };
   const auto state = std::make_shared<State>(count, std::move(body));
@@ -172,7 +173,7 @@ void parallel_for(xla::ffi::ThreadPool& pool, int64_t count, int64_t max_threads
     }
   } while (state->work());
   while (state->done.load(std::memory_order_acquire) < count) std::this_thread::yield();
-  last_return.store(std::chrono::steady_clock::now(), std::memory_order_relaxed);
+  last_work.store(std::chrono::steady_clock::now(), std::memory_order_relaxed);
 }
 
 }  // namespace jaxnet

@@ -54,12 +54,16 @@ def check(kind, found, *args):
     assert np.all(error <= 2 * (depth + 1) * np.finfo(found.dtype).eps * size)
 
 
-# Around a tile's rows (14 or 6), a vector and a panel of columns (4 to 32), a block (320) and a region (512).
+# Around a tile's rows (14 or 6), a vector and a panel of columns (4 to 32), a block (320) and a region (512); few
+# rows around the depth from which they are computed as columns (256), if that isn't a multiple of 4 KB.
 SIZES = [
     *((m, 5, 7) for m in (0, 1, 2, 5, 6, 7, 13, 14, 15, 29, 97)),
     *((31, 9, n) for n in (0, 1, 2, 7, 8, 9, 10, 15, 16, 17, 31, 32, 33, 61, 64, 65, 131)),
     *((17, k, 37) for k in (0, 1, 2, 3, 15, 16, 17, 127, 319, 320, 321, 641)),
     *((m, 33, 41) for m in (511, 512, 513, 1031)),
+    *((m, 257, 43) for m in (1, 4, 7, 8, 9, 12, 15, 16, 17, 24, 25, 31, 32, 33)),
+    *((12, k, 70) for k in (255, 256, 1024, 1025)),
+    *((30, 300, n) for n in (1, 5, 6, 7, 13, 14, 15, 16, 500)),
     *((1, 1, 1), (1, 700, 1), (128, 784, 10), (12, 128, 512), (600, 650, 70), (530, 330, 9), (3, 5000, 40)),
 ]
 
@@ -102,6 +106,7 @@ FUSED = [
     (530, 330, 9),
     (33, 400, 700),
     (128, 65, 512),
+    (30, 300, 45),
 ]
 
 
@@ -117,19 +122,20 @@ every_activation = pytest.mark.parametrize("name", ACTIVATIONS)
 
 
 @both_dtypes
-@pytest.mark.parametrize("size", FUSED)
-def test_activation_of_the_product_and_what_it_is_of(size, dtype):
+@pytest.mark.parametrize(("kind", "size"), [*(("NN", size) for size in FUSED), ("NT", (30, 300, 45))])
+def test_activation_of_the_product_and_what_it_is_of(kind, size, dtype):
     @jax.jit
     def every(a, b, bias):
-        def one(name, f):
-            kept = cpu.product(a, b, None, bias, activation=name, keep=True)
-            return kept, cpu.product(a, b, None, bias, activation=name), f(z)
+        product = partial(cpu.product, a, b, None, bias, transpose_b=kind == "NT")
 
-        z = run("NN", a, b, bias)
+        def one(name, f):
+            return product(activation=name, keep=True), product(activation=name), f(z)
+
+        z = run(kind, a, b, bias)
         return z, {name: one(name, f) for name, f in ACTIVATIONS.items()}
 
     with jax.enable_x64(dtype == np.float64):
-        a, b, bias = operands("NN", *size, dtype)
+        a, b, bias = operands(kind, *size, dtype)
         a[-1:, :1] = np.nan
         z, results = every(a, b, bias)
         for name, ((found, kept), (plain, nothing), expected) in results.items():

@@ -244,6 +244,8 @@ def test_another_prompt_of_the_same_shape_compiles_nothing(lstm, caplog, options
         ({"beams": 2, "stop": 5}, "stop below the vocabulary of 5; got 5"),
         ({"temperature": 0.0, "prompt": (PROMPT, LENGTHS - 1)}, "lengths from 1 to its T; got 0 to 2"),
         ({"temperature": 0.0, "prompt": PROMPT[0]}, r"a prompt needs ids \(B, T\)"),
+        ({"temperature": 0.0, "prompt": PROMPT.at[1, 0].set(5)}, "after prompt 1 are NaN: either it has integers"),
+        ({"beams": 2, "prompt": PROMPT.at[2, 1].set(5)}, "after prompt 2 are NaN: either it has integers"),
         ({"temperature": 0.0, "length": 0}, "length must be whole numbers ≥ 1; got 0"),
     ],
 )

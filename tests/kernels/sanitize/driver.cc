@@ -109,7 +109,7 @@ Call linear_gradients(const Product& p, Type type, const std::string& slope) {
 
 // Around a tile's rows (6 or 14), vectors (2 to 16) and panels (4 to 32) of columns, panels' depths (176, 320), the
 // rows packed at once (512), the columns from which A is packed, also for its lines' distance; empty; enough work for
-// three threads, with A as it lies and packed.
+// three threads, with A as it lies and packed; few rows of a great depth.
 std::vector<Product> products() {
   std::vector<Product> list;
   for (const int64_t m : {0, 1, 2, 3, 5, 6, 7, 12, 13, 14, 15, 28, 29}) list.push_back({{}, m, 5, 7});
@@ -120,10 +120,13 @@ std::vector<Product> products() {
   for (const int64_t m : {511, 512, 513}) list.push_back({{}, m, 3, 5});
   for (const int64_t n : {511, 512, 513, 545}) list.push_back({{}, 5, 19, n});
   for (const int64_t n : {32, 33, 67}) list.push_back({{}, 15, 1024, n});
+  for (const int64_t m : {8, 9, 15, 16, 17, 25, 31, 32, 33}) list.push_back({{}, m, 257, 5});
+  for (const int64_t n : {1, 13, 14, 15, 29}) list.push_back({{}, 12, 256, n});
   for (const Dims& batch : {Dims{0}, Dims{3}, Dims{2, 2}}) list.push_back({batch, 5, 9, 17});
   if (kThread) list.clear();  // alone on its thread, a call races with nobody
   list.push_back({{}, 131, 127, 257});
   list.push_back({{}, 61, 113, 613});
+  list.push_back({{}, 31, 259, 613});
   return list;
 }
 
