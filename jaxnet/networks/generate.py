@@ -98,8 +98,8 @@ def generate(
     to few lengths.
 
     Raises:
-        ValueError: for options that don't fit or don't go together, a prompt of another form, or logits that are
-            NaN, as they are for integers beyond the vocabulary.
+        ValueError: for options that don't fit or don't go together, a prompt of another form, and, outside `jit`,
+            probabilities that are NaN, as they are for integers beyond the vocabulary.
 
     Example:
         >>> net = networks.recurrent_decoder(100, 32)
@@ -232,7 +232,9 @@ def _searched(
     beams = add(first, logits[rows], beams)
     cache = net.select(cache, rows)
     beams = lax.while_loop(unfinished, step, (first + 1, cache, beams))[2]
-    return beams._replace(**_ended(beams, jnp.asarray(length, "int32"), penalty)).best
+    best = beams._replace(**_ended(beams, jnp.asarray(length, "int32"), penalty)).best
+    known = ~jnp.isnan(beams.sums).any(-1, keepdims=True)  # where they are NaN, none is known to be the best
+    return best._replace(log_probabilities=jnp.where(known, best.log_probabilities, jnp.nan))
 
 
 def _ended(beams: _Beams, n: Array, penalty: Array) -> dict[str, Any]:
@@ -282,14 +284,13 @@ def _check(
 
 
 def _of_numbers(found: Generated) -> Generated:
-    """Raises a `ValueError` where logits were NaN, if that is known. Beams of such have no best."""
-    if not isinstance(found.ids, jax.core.Tracer):
-        wrong = np.isnan(found.log_probabilities).any(-1) | (np.asarray(found.lengths) == 0)
-        if wrong.any():
-            raise ValueError(
-                f"the logits after prompt {wrong.argmax()} are NaN: either it has integers beyond the vocabulary, "
-                "or the parameters are no numbers"
-            )
+    """Raises a `ValueError` for probabilities that are NaN, if they can be looked at."""
+    p = found.log_probabilities
+    if not isinstance(p, jax.core.Tracer) and p.is_fully_addressable and (wrong := np.isnan(p).any(-1)).any():
+        raise ValueError(
+            f"the probabilities after prompt {wrong.argmax()} are NaN: either it has integers beyond the "
+            "vocabulary, or the logits aren't finite"
+        )
     return found
 
 

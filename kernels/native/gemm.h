@@ -5,7 +5,7 @@
 // it is read in the order of memory: A first, all at once, by all threads; of B each piece of work packs the panel it
 // needs, which then stays in the first-level cache, and if B's rows are contiguous the first tile packs it as it
 // computes. The depth is cut at fixed places and never shared among threads: each element of C is summed in an order
-// that depends on the sizes alone.
+// that depends on the sizes alone. Few rows times a B whose columns lie contiguous are `product_of_few`.
 #pragma once
 
 #include <algorithm>
@@ -41,7 +41,9 @@ constexpr int64_t kItems = 16;             // pieces of work at least: one is th
 // Packing A costs as much as reading some tens of columns more, and threads wait for it. To so many columns it is
 // used as it lies, if its lines don't all fall into the same sets of the cache.
 constexpr int64_t kDirectColumns = 512, kDirectColumnsAliased = 32, kAliasing = 4096;
-constexpr int64_t kFewDepth = 256, kPackedRows = 8;  // from and below which few rows are computed as columns
+// Few rows are computed as columns from this depth on, while all of them fit the second-level cache, and if they leave
+// less than this of a vector empty.
+constexpr int64_t kFewDepth = 256, kFewBytes = 1 << 17, kPackedRows = 8;
 constexpr int64_t kThreadWork = 1 << 21;       // multiply-adds that are worth waking a thread
 constexpr int64_t kAwakeThreadWork = 1 << 19;  // ... that are worth calling one that is awake
 
@@ -382,12 +384,13 @@ class Product {
 
 // Whether C of few rows is better computed as Cᵀ = Bᵀ Aᵀ. To pack columns of B that lie contiguous costs as much as the
 // arithmetic of some rows; as rows they are read where they lie, if they don't all fall into the same sets of the
-// cache. What A's rows lack to whole vectors is lost.
+// cache. What A's rows lack to whole vectors is lost. Not with short vectors, for which it wasn't measured.
 template <typename T>
 bool is_for_few(int64_t rows, int64_t depth, const Operand<T>& b) {
-  const int64_t padding = ceil_div(rows, kLanes<T>) * kLanes<T> - rows;
-  return b.along && rows <= kColumns<T> && depth >= kFewDepth && padding < kPackedRows &&
-         b.stride * static_cast<int64_t>(sizeof(T)) % kAliasing;
+  constexpr int64_t n = kLanes<T>, size = sizeof(T);
+  const int64_t width = ceil_div(rows, n) * n;
+  return n >= 8 && b.along && !b.saved && width <= kColumns<T> && width - rows < kPackedRows && depth >= kFewDepth &&
+         depth * width * size <= kFewBytes && b.stride * size % kAliasing != 0;
 }
 
 // A is packed whole; the tiles, of Cᵀ, are transposed as they are written.

@@ -86,8 +86,8 @@ class Turn {
   bool taken_;
 };
 
-// When a thread of the pool, or one that calls it, last was at work here. One of the pool looks for more before it
-// sleeps: while it does, calling it costs 1 us. Waking it costs some 40 us, which calls that come closely soon regain.
+// When a thread last was at work here. One of the pool looks for more before it sleeps: while it does, calling it costs
+// 1 us. Waking it costs some 40 us, which calls that follow each other closely soon regain.
 inline std::atomic<std::chrono::steady_clock::time_point> last_work{};
 
 inline bool pool_awake() {
@@ -118,7 +118,7 @@ inline int this_core() {
 }
 
 // Calls body(i) once for each i in [0, count), on the calling thread and on those of the pool that are
-// free, together at most `max_threads`: waking a thread costs some 10 us, worth it only for more work. Which
+// free, together at most `max_threads`: waking a thread takes time, worth it only for more work. Which
 // thread takes which i varies; what body(i) computes must depend on i alone, so that the bits are the same
 // for any number of threads: cut the work by its size, not by the threads.
 //

@@ -87,9 +87,10 @@ def test_depth_beyond_what_is_packed_at_once(kind):
 
 @every_kind
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_nan_and_infinity_stay_in_their_row_and_column(kind, value):
+@pytest.mark.parametrize("size", [(15, 19, 43), (12, 300, 43), (30, 300, 43)])
+def test_nan_and_infinity_stay_in_their_row_and_column(kind, value, size):
     for where in (0, 1):
-        args = operands(kind, 15, 19, 43)
+        args = operands(kind, *size)
         args[where][3, 5] = value
         with np.errstate(invalid="ignore"):  # NumPy warns of infinities, on some machines
             expected = numpy_product(kind, *args)
@@ -106,6 +107,7 @@ FUSED = [
     (530, 330, 9),
     (33, 400, 700),
     (128, 65, 512),
+    (12, 300, 45),
     (30, 300, 45),
 ]
 
@@ -122,7 +124,9 @@ every_activation = pytest.mark.parametrize("name", ACTIVATIONS)
 
 
 @both_dtypes
-@pytest.mark.parametrize(("kind", "size"), [*(("NN", size) for size in FUSED), ("NT", (30, 300, 45))])
+@pytest.mark.parametrize(
+    ("kind", "size"), [*(("NN", size) for size in FUSED), *(("NT", size) for size in FUSED[-2:])]
+)
 def test_activation_of_the_product_and_what_it_is_of(kind, size, dtype):
     @jax.jit
     def every(a, b, bias):

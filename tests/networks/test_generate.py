@@ -257,6 +257,23 @@ def test_errors(options, message, lstm):
         generate(net, params, prompt, length, **options)
 
 
+def test_beams_whose_later_logits_are_nan_have_no_best():
+    table = jnp.log(jnp.array([[0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.2, 0.2, 0.6]])).at[1].set(jnp.nan)
+    with pytest.raises(ValueError, match="after prompt 0 are NaN"):
+        generate(bigram(table), table, jnp.array([[0]]), 3, beams=2, stop=2)
+
+
+def test_within_transformations_nothing_is_looked_at():
+    def log_probabilities(table):
+        return generate(bigram(None), table, PROMPT, 3, temperature=0.0).log_probabilities
+
+    table = jnp.log(jnp.eye(5) + 0.1)
+    expected = log_probabilities(table)
+    np.testing.assert_allclose(jax.jvp(log_probabilities, (table,), (table,))[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(log_probabilities)(table), expected, rtol=1e-6)
+    assert jnp.isnan(jax.jit(log_probabilities)(table * jnp.nan)).all()
+
+
 def test_a_length_is_a_whole_number(lstm, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it would be the first to complain
     net, params, _ = lstm

@@ -127,6 +127,7 @@ std::vector<Product> products() {
   list.push_back({{}, 131, 127, 257});
   list.push_back({{}, 61, 113, 613});
   list.push_back({{}, 31, 259, 613});
+  list.push_back({{}, 16, 259, 1201});
   return list;
 }
 
@@ -344,7 +345,7 @@ void check_all() {
   for (const Type type : kTypes) {
     if (kThread && type != kTypes[0]) continue;  // the same work, shared in the same way
     for (const Product& p : products()) {
-      check(product(p, type, false, kIdentity, kIdentity, false, false));
+      for (const bool transpose_b : kBoth) check(product(p, type, transpose_b, kIdentity, kIdentity, false, false));
       check(linear_gradients(p, type, kIdentity));
       for (int i = 0; i < 6; ++i) {  // each activation, once with one that follows it
         check(product(p, type, i & 1, kActivations[i], i & 2 ? kIdentity : kActivations[(i + 1) % 6], i & 4, i & 1));
